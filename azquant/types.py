@@ -87,6 +87,7 @@ _ROWS = (
     GGMLType("mxfp4", 39, 32, 17),
     GGMLType("nvfp4", 40, 64, 36),
     GGMLType("q1_0", 41, 128, 18),
+    GGMLType("q2_0", 42, 64, 18),
 )
 
 TYPES: dict[str, GGMLType] = {row.name: row for row in _ROWS}

@@ -1,0 +1,422 @@
+"""The NumPy backend: the entry points of ``azquant._native`` without any C.
+
+Blocks come out byte for byte as the kernels make them. Products dequantize and use BLAS, so they agree with
+the kernels within the error bounds, not bit by bit. Its program executor is the oracle of the C one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
+from azquant.program import Op, ProgramSpec, Ref
+
+__all__ = [
+    "NAME",
+    "KVCache",
+    "Matrix",
+    "Program",
+    "dequantize",
+    "isas",
+    "quantize",
+    "set_threads",
+    "threads",
+    "use_isa",
+]
+
+NAME = "numpy"
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30
+BLOCK = 32
+BAND = 1 << 20
+"""Elements worked on at a time, so that temporaries stay small."""
+
+
+# ---- processor ---------------------------------------------------------------------------------------
+
+
+def isas() -> list[tuple[str, bool]]:
+    """No ISA: NumPy chooses for itself."""
+    return []
+
+
+def active_isa() -> str:
+    """The backend's name stands for the ISA."""
+    return NAME
+
+
+def use_isa(name: str) -> None:
+    """Always ArgumentError: there are no kernels to choose from."""
+    raise ArgumentError(f"ISA {name!r} cannot be chosen: the NumPy backend runs (AZQUANT_BACKEND, or no C build)")
+
+
+def threads() -> int:
+    """BLAS keeps its own threads; this is the number of processors it sees."""
+    return os.cpu_count() or 1
+
+
+def set_threads(n: int) -> None:
+    """No effect: BLAS reads OMP_NUM_THREADS and its like when it starts."""
+
+
+# ---- blocks ------------------------------------------------------------------------------------------
+
+
+def _low_byte(t: Floats) -> npt.NDArray[np.int8]:
+    """float -> int8 as C on x86 does it: truncation, and 0 where the number fits no int32."""
+    fits = (t > -2147483648.0) & (t < 2147483648.0)
+    return np.where(fits, t, 0).astype(np.int32).astype(np.int8)
+
+
+def _inverse(d: Floats) -> Floats:
+    return np.divide(1.0, d, out=np.zeros_like(d), where=d != 0)
+
+
+def _quantize_q4_0(x: Floats) -> Bytes:
+    blocks = x.reshape(-1, BLOCK)
+    at = np.abs(blocks).argmax(axis=1)[:, None]  # the first one, as the reference takes it
+    largest = np.take_along_axis(blocks, at, axis=1)
+    largest = np.where(largest == 0, np.float32(0), largest)  # never -0
+    d = largest / np.float32(-8)
+    q = np.minimum(_low_byte(blocks * _inverse(d) + np.float32(8.5)), 15).view(np.uint8)
+    out = np.empty((len(blocks), 18), dtype=np.uint8)
+    out[:, :2] = d.astype("<f2").view(np.uint8)
+    out[:, 2:] = q[:, :16] | q[:, 16:] << 4
+    return out
+
+
+def _quantize_q8_0(x: Floats) -> Bytes:
+    blocks = x.reshape(-1, BLOCK)
+    d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    t = blocks * _inverse(d)
+    # Half away from zero: add the float just below 0.5 with the sign of t, then truncate.
+    q = _low_byte(t + np.copysign(np.float32(0.49999997), t))
+    out = np.empty((len(blocks), 34), dtype=np.uint8)
+    out[:, :2] = d.astype("<f2").view(np.uint8)
+    out[:, 2:] = q.view(np.uint8)
+    return out
+
+
+def _quantize_bf16(x: Floats) -> Bytes:
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").view(np.uint8)
+
+
+def _dequantize_q4_0(data: Bytes) -> Floats:
+    blocks = data.reshape(-1, 18)
+    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    q = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).view(np.int8) - np.int8(8)
+    return q.astype(np.float32) * d
+
+
+def _dequantize_q8_0(data: Bytes) -> Floats:
+    blocks = data.reshape(-1, 34)
+    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    return blocks[:, 2:].view(np.int8).astype(np.float32) * d
+
+
+_INFINITY = float("inf")
+_ENCODERS: dict[int, tuple[int, int, float, Callable[[Floats], Bytes]]] = {
+    # type: (elements per block, bytes per block, magnitude whose block scale overflows fp16, encoder)
+    F32: (1, 4, _INFINITY, lambda x: x.astype("<f4").view(np.uint8)),
+    F16: (1, 2, _INFINITY, lambda x: x.astype("<f2").view(np.uint8)),
+    BF16: (1, 2, _INFINITY, _quantize_bf16),
+    Q4_0: (32, 18, 65520.0 * 8, _quantize_q4_0),
+    Q8_0: (32, 34, 65520.0 * 127, _quantize_q8_0),
+}
+_DECODERS: dict[int, Callable[[Bytes], Floats]] = {
+    F32: lambda data: data.view("<f4").astype(np.float32),
+    F16: lambda data: data.view("<f2").astype(np.float32),
+    BF16: lambda data: (data.view("<u2").astype(np.uint32) << 16).view(np.float32),
+    Q4_0: _dequantize_q4_0,
+    Q8_0: _dequantize_q8_0,
+}
+
+
+def _row_bytes(type_id: int, k: int) -> int:
+    if type_id not in _ENCODERS:
+        raise UnsupportedTypeError(f"type {type_id} is not supported")
+    elements, size, _, _ = _ENCODERS[type_id]
+    if k % elements:
+        raise ShapeError(f"rows of {k} elements are no whole number of blocks")
+    return k // elements * size
+
+
+def quantize(type_id: int, x: Floats) -> Bytes:
+    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,).
+
+    Raises NonFiniteError with the flat index of the first element that the type cannot hold.
+    """
+    rows, k = x.shape
+    row_bytes = _row_bytes(type_id, k)
+    out = np.empty(rows * row_bytes, dtype=np.uint8)
+    if not x.size:
+        return out
+    _, _, limit, encode = _ENCODERS[type_id]
+    band = max(1, BAND // k)
+    for first in range(0, rows, band):
+        piece = np.ascontiguousarray(x[first : first + band])
+        good = np.abs(piece) < limit
+        if not good.all():
+            index = first * k + int(np.argmin(good))
+            raise NonFiniteError(f"element {index} cannot be represented", index=index)
+        with np.errstate(all="ignore"):  # subnormal scales and their infinite inverses are meant
+            blocks = encode(piece.reshape(-1))
+        out[first * row_bytes : first * row_bytes + blocks.size] = blocks.reshape(-1)
+    return out
+
+
+def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
+    """data (rows * row_bytes,) -> (rows, k) float32."""
+    row_bytes = _row_bytes(type_id, k)
+    out = np.empty((rows, k), dtype=np.float32)
+    if not out.size:
+        return out
+    band = max(1, BAND // k)
+    data = np.ascontiguousarray(data)
+    with np.errstate(invalid="ignore"):  # infinite scales in a broken file
+        for first in range(0, rows, band):
+            piece = data[first * row_bytes : (first + band) * row_bytes]
+            out[first : first + band] = _DECODERS[type_id](piece).reshape(-1, k)
+    return out
+
+
+def _round_activations(x: Floats) -> Floats:
+    """x as the int8 kernels see it: per 32 elements, d * RNE(x / d) with d = amax / 127."""
+    blocks = x.reshape(-1, BLOCK)
+    with np.errstate(all="ignore"):
+        amax = np.abs(blocks).max(axis=1, keepdims=True)
+        inverse = np.float32(127) / amax
+        q = np.clip(np.rint(blocks * inverse), -127, 127)
+        rounded = np.where(np.isfinite(inverse), q * (amax / np.float32(127)), np.float32(0))
+        rounded = np.where(np.isfinite(blocks).all(axis=1, keepdims=True), rounded, np.float32(np.nan))
+    return rounded.astype(np.float32).reshape(x.shape)
+
+
+class Matrix:
+    """A weight matrix (n, k) over GGUF bytes. Packing keeps its float32 form for BLAS."""
+
+    def __init__(self, type_id: int, data: Bytes, n: int, k: int) -> None:
+        if data.nbytes != n * _row_bytes(type_id, k):
+            raise InternalError(f"{data.nbytes} bytes given for a matrix ({n}, {k}) of type {type_id}")
+        self.type_id, self.shape, self._data = type_id, (n, k), data
+        self._dense: Floats | None = None
+
+    @property
+    def can_int8(self) -> bool:
+        """Whether the kernels have an int8 path for it, which this backend imitates."""
+        return self.type_id in (Q4_0, Q8_0)
+
+    def pack(self) -> None:
+        """Keeps the dequantized matrix, so that products need not make it again."""
+        if self._dense is None:
+            self._dense = dequantize(self.type_id, self._data, *self.shape)
+
+    def packed_bytes(self) -> int:
+        """Bytes that :meth:`pack` keeps, 0 before."""
+        return 0 if self._dense is None else self._dense.nbytes
+
+    def unpack(self) -> Bytes:
+        """The GGUF bytes, which this backend never lost."""
+        return self._data.copy()
+
+    def dense(self) -> Floats:
+        """(n, k) float32."""
+        return dequantize(self.type_id, self._data, *self.shape) if self._dense is None else self._dense
+
+    def rows(self, indices: Ints) -> Floats:
+        """(len(indices), k) float32: the rows asked for."""
+        if self._dense is not None:
+            return self._dense[indices]
+        n, k = self.shape
+        picked = self._data.reshape(n, -1)[indices]
+        return dequantize(self.type_id, np.ascontiguousarray(picked).reshape(-1), len(indices), k)
+
+    def matmul(self, x: Floats, compute: str) -> Floats:
+        """x (m, k) float32 -> (m, n)."""
+        if compute == "int8" and not self.can_int8:
+            raise UnsupportedTypeError("matmul: this weight type has no int8 path")
+        if self.can_int8 and compute in ("auto", "int8"):
+            x = _round_activations(x)
+        with np.errstate(all="ignore"):
+            y = x @ self.dense().T
+        return y.astype(np.float32, copy=False)
+
+
+# ---- programs ----------------------------------------------------------------------------------------
+
+
+class KVCache:
+    """Keys and values (n_layer, n_seq, n_head_kv, n_ctx, head_dim), float32 or float16."""
+
+    def __init__(
+        self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
+    ) -> None:
+        shape = (n_layer, n_seq, n_head_kv, n_ctx, head_dim)
+        self.n_seq, self.n_ctx = n_seq, n_ctx
+        self.keys = np.zeros(shape, dtype=np.float16 if dtype == "f16" else np.float32)
+        self.values = np.zeros_like(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Copies the first ``n`` positions of one sequence into another."""
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :n] = cache[:, source, :, :n]
+
+
+def _erf(x: Floats) -> Floats:
+    """erf by Abramowitz and Stegun 7.1.26, in float64: absolute error below 1.5e-7."""
+    magnitude = np.abs(x.astype(np.float64))
+    t = 1 / (1 + 0.3275911 * magnitude)
+    poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return (np.sign(x) * (1 - poly * np.exp(-magnitude * magnitude))).astype(np.float32)
+
+
+def _silu(x: Floats) -> Floats:
+    return x / (1 + np.exp(-x))
+
+
+def _gelu_tanh(x: Floats) -> Floats:
+    return np.float32(0.5) * x * (1 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x**3)))
+
+
+def _gelu_erf(x: Floats) -> Floats:
+    return np.float32(0.5) * x * (1 + _erf(x * np.float32(0.7071067811865476)))
+
+
+def _relu(x: Floats) -> Floats:
+    return np.maximum(x, np.float32(0))
+
+
+_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "silu": _silu,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_erf": _gelu_erf,
+    "relu": _relu,
+}
+
+
+class _Step:
+    """One step: the buffers, and a method for each kind of op."""
+
+    def __init__(
+        self, spec: ProgramSpec[Matrix], kv: KVCache, compute: str, tokens: Ints, sequence: Ints, position: Ints, out: Ints
+    ) -> None:
+        self.kv, self.compute = kv, compute
+        self.tokens, self.sequence, self.position, self.out_rows = tokens, sequence, position, out
+        self.data = [np.zeros((len(out if b.outputs else tokens), b.width), np.float32) for b in spec.buffers]
+
+    def view(self, ref: Ref | None, width: int) -> Floats:
+        assert ref is not None
+        return self.data[ref.buffer][:, ref.col : ref.col + width]
+
+    def run(self, op: Op[Matrix]) -> None:
+        result: Floats = getattr(self, op.kind)(op)
+        self.view(op.out, op.width)[:] = result
+
+    def embed(self, op: Op[Matrix]) -> Floats:
+        assert op.w is not None
+        x = op.w.rows(self.tokens) * np.float32(op.scale)
+        return x if op.w2 is None else x + op.w2.rows(self.position)
+
+    def layer_norm(self, op: Op[Matrix]) -> Floats:
+        assert op.vec0 is not None
+        x = self.view(op.a, op.width)
+        centred = x - x.mean(axis=1, keepdims=True)
+        y = centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + np.float32(op.eps)) * op.vec0
+        return y if op.vec1 is None else y + op.vec1
+
+    def rms_norm(self, op: Op[Matrix]) -> Floats:
+        assert op.vec0 is not None
+        x = self.view(op.a, op.width)
+        return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(op.eps)) * op.vec0
+
+    def linear(self, op: Op[Matrix]) -> Floats:
+        assert op.w is not None
+        y = op.w.matmul(np.ascontiguousarray(self.view(op.a, op.w.shape[1])), self.compute)
+        y = y if op.vec0 is None else y + op.vec0
+        y = y if op.activation is None else _ACTIVATIONS[op.activation](y)
+        return y if op.b is None else y + self.view(op.b, op.width)
+
+    def rope(self, op: Op[Matrix]) -> Floats:
+        assert op.vec0 is not None
+        x = self.view(op.out, op.width).reshape(-1, op.n_head, op.head_dim).copy()
+        angles = (self.position[:, None].astype(np.float32) * op.vec0).astype(np.float64)[:, None, :]
+        cosines = np.cos(angles).astype(np.float32) * np.float32(op.scale)
+        sines = np.sin(angles).astype(np.float32) * np.float32(op.scale)
+        half = op.n_rot // 2
+        pair = (slice(0, half), slice(half, op.n_rot)) if op.rope_neox else (slice(0, op.n_rot, 2), slice(1, op.n_rot, 2))
+        first, second = x[..., pair[0]].copy(), x[..., pair[1]].copy()
+        x[..., pair[0]] = first * cosines - second * sines
+        x[..., pair[1]] = first * sines + second * cosines
+        return x.reshape(-1, op.width)
+
+    def attention(self, op: Op[Matrix]) -> Floats:
+        heads, kv_heads, dim = op.n_head, op.n_head_kv, op.head_dim
+        qkv = self.view(op.a, (heads + 2 * kv_heads) * dim).reshape(-1, heads + 2 * kv_heads, dim)
+        keys, values = self.kv.keys[op.layer], self.kv.values[op.layer]
+        with np.errstate(over="ignore"):
+            keys[self.sequence, :, self.position] = qkv[:, heads : heads + kv_heads]
+            values[self.sequence, :, self.position] = qkv[:, heads + kv_heads :]
+        out = np.empty((len(self.tokens), heads, dim), np.float32)
+        for row, (sequence, position) in enumerate(zip(self.sequence, self.position, strict=True)):
+            past_k = keys[sequence, :, : position + 1].astype(np.float32)  # (kv heads, positions, dim)
+            past_v = values[sequence, :, : position + 1].astype(np.float32)
+            query = qkv[row, :heads].reshape(kv_heads, heads // kv_heads, dim)
+            scores = np.float32(op.scale) * (query @ past_k.transpose(0, 2, 1))
+            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+            weights /= weights.sum(axis=2, keepdims=True)
+            out[row] = (weights @ past_v).reshape(heads, dim)
+        return out.reshape(len(out), -1)
+
+    def glu(self, op: Op[Matrix]) -> Floats:
+        assert op.activation is not None
+        return _ACTIVATIONS[op.activation](self.view(op.a, op.width)) * self.view(op.b, op.width)
+
+    def select(self, op: Op[Matrix]) -> Floats:
+        return self.view(op.a, op.width)[self.out_rows]
+
+
+class Program:
+    """A program for the NumPy executor."""
+
+    def __init__(self, spec: ProgramSpec[Matrix]) -> None:
+        self._spec = spec
+        self._lock = threading.Lock()
+        self.n_vocab = spec.n_vocab
+        embeds = [op for op in spec.ops if op.kind == "embed" and op.w is not None]
+        self._n_tokens = min(op.w.shape[0] for op in embeds if op.w is not None)
+        self._n_positions = min((op.w2.shape[0] for op in embeds if op.w2 is not None), default=1 << 62)
+
+    def step(
+        self,
+        kv: KVCache,
+        compute: str,
+        tokens: Sequence[int] | Ints,
+        sequence: Sequence[int] | Ints,
+        position: Sequence[int] | Ints,
+        out_rows: Sequence[int] | Ints,
+    ) -> Floats:
+        """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
+        t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        limits = ((t, self._n_tokens), (s, kv.n_seq), (p, min(kv.n_ctx, self._n_positions)), (o, len(t)))
+        if any(v.size and (v.min() < 0 or v.max() >= limit) for v, limit in limits):
+            raise ShapeError(f"step of {len(t)} tokens: an index is out of range")
+        step = _Step(self._spec, kv, compute, t, s, p, o)
+        with self._lock, np.errstate(all="ignore"):
+            for op in self._spec.ops:
+                step.run(op)
+        return step.data[self._spec.ops[-1].out.buffer]

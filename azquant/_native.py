@@ -1,0 +1,279 @@
+"""The C kernels. The only module that imports the extension; everything it hands on is typed.
+
+Its entry points are those of ``azquant._fallback``; ``azquant._backend`` picks one of the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant.errors import (
+    ArgumentError,
+    InternalError,
+    NonFiniteError,
+    OutOfMemoryError,
+    ShapeError,
+    UnsupportedTypeError,
+)
+from azquant.program import Op, ProgramSpec
+
+from azquant._azquant import ffi, lib  # isort: skip  (raises ImportError when it was not built)
+
+__all__ = [
+    "NAME",
+    "KVCache",
+    "Matrix",
+    "Program",
+    "dequantize",
+    "isas",
+    "quantize",
+    "set_threads",
+    "threads",
+    "use_isa",
+]
+
+NAME = "c"
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+COMPUTE = {"auto": lib.AZQ_COMPUTE_AUTO, "int8": lib.AZQ_COMPUTE_INT8, "fp32": lib.AZQ_COMPUTE_FP32}
+ACTIVATIONS = {
+    None: lib.AZQ_ACT_NONE,
+    "gelu_tanh": lib.AZQ_ACT_GELU_TANH,
+    "gelu_erf": lib.AZQ_ACT_GELU_ERF,
+    "silu": lib.AZQ_ACT_SILU,
+    "relu": lib.AZQ_ACT_RELU,
+}
+KINDS = {
+    "embed": lib.AZQ_OP_EMBED,
+    "layer_norm": lib.AZQ_OP_LAYER_NORM,
+    "rms_norm": lib.AZQ_OP_RMS_NORM,
+    "linear": lib.AZQ_OP_LINEAR,
+    "rope": lib.AZQ_OP_ROPE,
+    "attention": lib.AZQ_OP_ATTENTION,
+    "glu": lib.AZQ_OP_GLU,
+    "select": lib.AZQ_OP_SELECT,
+}
+
+
+def raise_status(status: int, what: str) -> NoReturn:
+    """The one place that turns a C status into an exception."""
+    name = ffi.string(lib.azq_status_name(status)).decode()
+    message = f"{what}: {name}"
+    if status == lib.AZQ_E_NOMEM:
+        raise OutOfMemoryError(message)
+    if status in (lib.AZQ_E_SHAPE, lib.AZQ_E_INDEX):
+        raise ShapeError(message)
+    if status == lib.AZQ_E_TYPE:
+        raise UnsupportedTypeError(message)
+    if status == lib.AZQ_E_ISA:
+        raise ArgumentError(message)
+    raise InternalError(f"{message}; please report this")
+
+
+def check(status: int, what: str) -> None:
+    """Raises unless ``status`` is AZQ_OK."""
+    if status != lib.AZQ_OK:
+        raise_status(status, what)
+
+
+def _floats(array: Floats) -> Any:
+    return ffi.from_buffer("float[]", array)
+
+
+def _bytes(array: Bytes) -> Any:
+    return ffi.from_buffer("uint8_t[]", array)
+
+
+# ---- processor ---------------------------------------------------------------------------------------
+
+
+def isas() -> list[tuple[str, bool]]:
+    """Every ISA compiled in, plainest first, and whether this machine can run it."""
+    return [
+        (ffi.string(lib.azq_isa_name(i)).decode(), bool(lib.azq_isa_usable(i)))
+        for i in range(lib.azq_isa_count())
+    ]
+
+
+def active_isa() -> str:
+    """The ISA in use."""
+    name: str = ffi.string(lib.azq_isa_active()).decode()
+    return name
+
+
+def use_isa(name: str) -> None:
+    """Switches to one of ``isas()``; the caller has checked the name."""
+    check(lib.azq_isa_use(name.encode()), f"ISA {name!r}")
+
+
+def threads() -> int:
+    """Threads that each call uses."""
+    return int(lib.azq_threads())
+
+
+def set_threads(n: int) -> None:
+    """Sets the threads that each call uses, clamped to what the pool allows."""
+    lib.azq_threads_set(min(n, 1 << 20))
+
+
+# ---- rows of blocks ----------------------------------------------------------------------------------
+
+
+def quantize(type_id: int, x: Floats) -> Bytes:
+    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,).
+
+    Raises NonFiniteError with the flat index of the first element that the type cannot hold.
+    """
+    rows, k = x.shape
+    row_bytes = lib.azq_row_bytes(type_id, k)
+    if row_bytes < 0:
+        raise ShapeError(f"rows of {k} elements are no whole number of blocks")
+    out = np.empty(rows * row_bytes, dtype=np.uint8)
+    bad = ffi.new("int64_t *")
+    status = lib.azq_quantize(type_id, _floats(x), rows, k, _bytes(out), bad)
+    if status in (lib.AZQ_E_NONFINITE, lib.AZQ_E_RANGE):
+        raise NonFiniteError(f"element {bad[0]} cannot be represented", index=int(bad[0]))
+    check(status, "quantize")
+    return out
+
+
+def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
+    """data (rows * row_bytes,) -> (rows, k) float32."""
+    out = np.empty((rows, k), dtype=np.float32)
+    check(lib.azq_dequantize(type_id, _bytes(data), rows, k, _floats(out)), "dequantize")
+    return out
+
+
+class Matrix:
+    """A weight matrix (n, k) over GGUF bytes, which it keeps alive."""
+
+    def __init__(self, type_id: int, data: Bytes, n: int, k: int) -> None:
+        if data.nbytes != n * lib.azq_row_bytes(type_id, k):
+            raise InternalError(f"{data.nbytes} bytes given for a matrix ({n}, {k}) of type {type_id}")
+        self.type_id, self.shape, self._data = type_id, (n, k), data
+        handle = ffi.new("azq_matrix **")
+        check(lib.azq_matrix_create(type_id, _bytes(data), n, k, handle), "matrix")
+        self._handle = ffi.gc(handle[0], lib.azq_matrix_free)
+
+    @property
+    def handle(self) -> Any:
+        """The C pointer."""
+        return self._handle
+
+    @property
+    def can_int8(self) -> bool:
+        """Whether there is a packed form and an int8 kernel."""
+        return self.type_id in (lib.AZQ_TYPE_Q4_0, lib.AZQ_TYPE_Q8_0)
+
+    def pack(self) -> None:
+        """Makes the packed copy; nothing happens when there is one, or when the type has none."""
+        if self.can_int8:
+            check(lib.azq_matrix_pack(self._handle), "pack")
+
+    def packed_bytes(self) -> int:
+        """Bytes of the packed copy, 0 without."""
+        return int(lib.azq_matrix_packed_bytes(self._handle))
+
+    def unpack(self) -> Bytes:
+        """The GGUF bytes, made back from the packed copy."""
+        out = np.empty(self._data.nbytes, dtype=np.uint8)
+        check(lib.azq_matrix_unpack(self._handle, _bytes(out)), "unpack")
+        return out
+
+    def matmul(self, x: Floats, compute: str) -> Floats:
+        """x (m, k) float32, contiguous -> (m, n)."""
+        m, n = x.shape[0], self.shape[0]
+        y = np.zeros((m, n), dtype=np.float32) if self.shape[1] == 0 else np.empty((m, n), dtype=np.float32)
+        check(
+            lib.azq_matmul(self._handle, _floats(x), m, self.shape[1], _floats(y), n, COMPUTE[compute]), "matmul"
+        )
+        return y
+
+
+# ---- programs ----------------------------------------------------------------------------------------
+
+
+class KVCache:
+    """Keys and values of ``n_seq`` sequences of ``n_ctx`` positions, float32 or float16."""
+
+    def __init__(
+        self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
+    ) -> None:
+        type_id = lib.AZQ_TYPE_F16 if dtype == "f16" else lib.AZQ_TYPE_F32
+        handle = ffi.new("azq_kv **")
+        what = f"KV cache of {n_layer} layers, {n_seq} x {n_ctx} positions, {n_head_kv} x {head_dim} values"
+        check(lib.azq_kv_create(n_layer, n_seq, n_ctx, n_head_kv, head_dim, type_id, handle), what)
+        self.n_seq, self.n_ctx = n_seq, n_ctx
+        self.handle = ffi.gc(handle[0], lib.azq_kv_free)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return int(lib.azq_kv_bytes(self.handle))
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Copies the first ``n`` positions of one sequence into another."""
+        check(lib.azq_kv_copy(self.handle, source, target, n), "copy of a KV cache sequence")
+
+
+class Program:
+    """A program for the C executor. Steps from several Python threads run one after another."""
+
+    def __init__(self, spec: ProgramSpec[Matrix]) -> None:
+        self._spec = spec  # keeps matrices and vectors alive
+        self._lock = threading.Lock()
+        self.n_vocab = spec.n_vocab
+        ops = ffi.new("azq_op[]", len(spec.ops))
+        for target, op in zip(ops, spec.ops, strict=True):
+            self._fill(target, op)
+        buffers = ffi.new("azq_buffer[]", [{"width": b.width, "outputs": b.outputs} for b in spec.buffers])
+        handle = ffi.new("azq_program **")
+        check(lib.azq_program_create(ops, len(spec.ops), buffers, len(spec.buffers), handle), "program")
+        self._handle = ffi.gc(handle[0], lib.azq_program_free)
+
+    @staticmethod
+    def _fill(target: Any, op: Op[Matrix]) -> None:
+        target.kind = KINDS[op.kind]
+        target.width = op.width
+        for name in ("out", "a", "b"):
+            ref = getattr(op, name)
+            setattr(target, name, -1 if ref is None else ref.buffer)
+            setattr(target, f"{name}_col", 0 if ref is None else ref.col)
+        for name in ("layer", "n_head", "n_head_kv", "head_dim", "n_rot", "eps", "scale"):
+            setattr(target, name, getattr(op, name))
+        target.rope_mode = lib.AZQ_ROPE_NEOX if op.rope_neox else lib.AZQ_ROPE_NORM
+        target.activation = ACTIVATIONS[op.activation]
+        for name in ("w", "w2"):
+            matrix = getattr(op, name)
+            setattr(target, name, ffi.NULL if matrix is None else matrix.handle)
+        for name in ("vec0", "vec1"):
+            vector = getattr(op, name)
+            setattr(target, name, ffi.NULL if vector is None else _floats(vector))
+
+    def step(
+        self,
+        kv: KVCache,
+        compute: str,
+        tokens: Sequence[int] | Ints,
+        sequence: Sequence[int] | Ints,
+        position: Sequence[int] | Ints,
+        out_rows: Sequence[int] | Ints,
+    ) -> Floats:
+        """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
+        t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        logits = np.empty((len(o), self.n_vocab), dtype=np.float32)
+        as_ints = [ffi.from_buffer("int32_t[]", v) for v in (t, s, p, o)]
+        with self._lock:
+            status = lib.azq_program_step(
+                self._handle, kv.handle, COMPUTE[compute], len(t), *as_ints[:3], len(o), as_ints[3], _floats(logits)
+            )
+        check(status, f"step of {len(t)} tokens")
+        return logits

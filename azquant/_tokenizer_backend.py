@@ -1,0 +1,167 @@
+"""Builds ``tokenizers.Tokenizer`` objects from GGUF metadata. The only importer of ``tokenizers``, and that
+lazily.
+
+A backend only encodes; decoding is done by azquant itself (:mod:`azquant.tokenizer`), which needs no
+package for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from azquant.errors import MissingDependencyError, ModelError, TokenizerError
+from azquant.gguf.keys import TokenType
+from azquant.pretokenizer import NAMED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["VocabularyData", "byte_level_backend", "json_backend", "sentencepiece_backend"]
+
+_TEXT_TYPES = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+
+
+@dataclass(frozen=True)
+class VocabularyData:
+    """The token list of a GGUF file, checked: ``types`` is as long as ``tokens``."""
+
+    tokens: Sequence[str]
+    types: Sequence[int]
+
+
+def json_backend(text: str, n_vocab: int) -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes, without its truncation, padding and dropout.
+
+    Raises TokenizerError if ``tokenizers`` cannot read it, ModelError if it has more than ``n_vocab`` tokens.
+    """
+    package = _package()
+    backend: Tokenizer = _guarded(lambda: package.Tokenizer.from_str(text), "tokenizer.huggingface.json")
+    if backend.get_vocab_size(with_added_tokens=True) > n_vocab:
+        raise ModelError(
+            f"tokenizer.huggingface.json has {backend.get_vocab_size(with_added_tokens=True)} tokens, "
+            f"tokenizer.ggml.tokens only {n_vocab}: they are not of one tokenizer"
+        )
+    # Training settings that a tokenizer.json may carry; a prompt must never be cut or changed at random by
+    # them.
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
+    return backend
+
+
+def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: str) -> Tokenizer:
+    """Byte-level BPE with the named pre-tokenizer ``pre``. Raises TokenizerError for an unknown name."""
+    package = _package()
+    if pre not in NAMED:
+        raise TokenizerError(
+            f"tokenizer.ggml.pre is {pre!r}, a pre-tokenizer azquant does not know (known: "
+            f"{', '.join(sorted(NAMED))}), so text cannot be encoded; token ids can be given instead"
+        )
+    split = NAMED[pre]
+    # As llama.cpp reads them: the first space that is not the first character divides.
+    pairs = [(left, right) for left, _, right in (_parts(merge) for merge in merges)]
+    model = _guarded(
+        lambda: package.models.BPE(vocab=_ids(vocabulary), merges=pairs, ignore_merges=split.ignore_merges),
+        "tokenizer.ggml.tokens and tokenizer.ggml.merges",
+    )
+    backend: Tokenizer = package.Tokenizer(model)
+    pre_tokenizers = package.pre_tokenizers
+    steps = [pre_tokenizers.Split(package.Regex(pattern), "isolated") for pattern in split.patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    _add_tokens(backend, vocabulary)
+    return backend
+
+
+def sentencepiece_backend(
+    vocabulary: VocabularyData, scores: Sequence[float], unknown: int | None, space_prefix: bool
+) -> Tokenizer:
+    """SentencePiece BPE: the pair whose joined token has the highest score merges first; else bytes."""
+    package = _package()
+    ids = _ids(vocabulary)
+    model = _guarded(
+        lambda: package.models.BPE(
+            vocab=ids,
+            merges=_score_merges(vocabulary, scores, ids),
+            unk_token=None if unknown is None else vocabulary.tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        ),
+        "tokenizer.ggml.tokens",
+    )
+    backend: Tokenizer = package.Tokenizer(model)
+    normalizers = package.normalizers
+    steps = [normalizers.Prepend("▁")] if space_prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    _add_tokens(backend, vocabulary)
+    return backend
+
+
+def _package() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MissingDependencyError(
+            "encoding text needs the tokenizers package: pip install 'azquant[text]' (token ids work without)"
+        ) from error
+    return tokenizers
+
+
+def _guarded(make: Any, what: str) -> Any:
+    """Call ``make``, turning whatever ``tokenizers`` raises into TokenizerError.
+
+    Its panics derive from BaseException and have no public name; a file must not be able to end the program.
+    """
+    try:
+        return make()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{what}: no usable tokenizer: {error}") from error
+
+
+def _ids(vocabulary: VocabularyData) -> dict[str, int]:
+    ids: dict[str, int] = {}
+    for token_id, text in enumerate(vocabulary.tokens):
+        if ids.setdefault(text, token_id) != token_id:
+            raise ModelError(f"tokenizer.ggml.tokens: {ids[text]} and {token_id} are the same token {text!r}")
+    return ids
+
+
+def _parts(merge: str) -> tuple[str, str, str]:
+    left, space, right = merge[1:].partition(" ")
+    return merge[:1] + left, space, right
+
+
+def _score_merges(
+    vocabulary: VocabularyData, scores: Sequence[float], ids: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Each way to split a token into two, the best score first; of equal ones the earlier ids first."""
+    typed = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    of_text = {text for text, kind in typed if kind in _TEXT_TYPES}
+    ranked = []
+    for text in of_text:
+        score = -scores[ids[text]]
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in of_text and right in of_text:
+                ranked.append((score, ids[left], ids[right], left, right))
+    ranked.sort()
+    return [(left, right) for _, _, _, left, right in ranked]
+
+
+def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:
+    """Have control, unknown and user-defined tokens found in the text before anything is merged."""
+    package = _package()
+    special: list[Any] = []
+    plain: list[Any] = []
+    for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        if text and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            special.append(package.AddedToken(text, special=True, normalized=False))
+        elif text and kind == TokenType.USER_DEFINED:
+            plain.append(package.AddedToken(text, special=False, normalized=False))
+    backend.add_special_tokens(special)
+    backend.add_tokens(plain)

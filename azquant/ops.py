@@ -1,0 +1,129 @@
+"""quantize, dequantize, matmul: NumPy arrays in and out, the kernels in between."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant._backend import kernels
+from azquant.cpu import _prepare
+from azquant.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError, UnsupportedTypeError
+from azquant.tensor import QTensor
+from azquant.types import GGMLType, get_type
+
+__all__ = ["COMPUTE_MODES", "dequantize", "encode_rows", "matmul", "quantize"]
+
+COMPUTE_MODES = ("auto", "int8", "fp32")
+"""What ``matmul(compute=)`` takes."""
+
+Floats = npt.NDArray[np.float32]
+
+
+def as_float32(x: Any, what: str) -> Floats:
+    """``x`` as a C-contiguous float32 array. Takes float16, bfloat16 (ml_dtypes), float32 and float64."""
+    array = np.asarray(x)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise DTypeError(f"{what} must be floating point, not {array.dtype}")
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is reported as such
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _encode(x: Floats, type: GGMLType, tensor: str | None, first_row: int) -> npt.NDArray[np.uint8]:
+    if not type.can_quantize:
+        raise UnsupportedTypeError(f"azquant cannot quantize to {type} yet")
+    type.row_bytes(x.shape[1])
+    _prepare()
+    try:
+        encoded: npt.NDArray[np.uint8] = kernels().quantize(type.id, x)
+    except NonFiniteError as error:
+        raise _not_representable(x, error.index, type, tensor, first_row) from None
+    return encoded
+
+
+def _not_representable(
+    x: Floats, index: int, type: GGMLType, tensor: str | None, first_row: int
+) -> NonFiniteError:
+    row, column = divmod(index, x.shape[1])
+    value = float(x[row, column])
+    name = "" if tensor is None else f"tensor {tensor!r}: "
+    why = f"is too large for {type}" if math.isfinite(value) else f"cannot be stored as {type}"
+    row += first_row
+    return NonFiniteError(
+        f"{name}{value} at row {row}, column {column} {why}; mend the weights first",
+        index=row * x.shape[1] + column,
+        tensor=tensor,
+    )
+
+
+def encode_rows(
+    x: Floats, type: GGMLType, *, tensor: str | None = None, first_row: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Rows of float32 as the bytes that GGUF stores, equal to ggml's reference quantizer's.
+
+    ``x`` is (rows, K), contiguous; the result is uint8 (rows * type.row_bytes(K),). ``tensor`` and
+    ``first_row`` place the rows for error messages when they are a band of a larger tensor.
+
+    Raises NonFiniteError naming tensor, row and column of the first NaN, infinity, or number too large for
+    the type; ShapeError when K is no whole number of blocks; UnsupportedTypeError.
+    """
+    encoded = _encode(x, type, tensor, first_row)
+    infinity = {"f16": 0x7C00, "bf16": 0x7F80}.get(type.name)
+    if infinity is not None:
+        overflowed = encoded.view("<u2") & 0x7FFF == infinity
+        if overflowed.any():
+            raise _not_representable(x, int(overflowed.argmax()), type, tensor, first_row)
+    return encoded
+
+
+def quantize(w: Any, type: str | GGMLType = "q4_0") -> QTensor:
+    """Quantizes an array ``(..., K)`` of float16, bfloat16, float32 or float64 along its last axis.
+
+    The bytes equal those of ggml's reference quantizer on x86-64, on every ISA and for any thread count.
+    For ``"f16"`` and ``"bf16"`` numbers too large become infinite, as in any IEEE conversion.
+
+    Raises DTypeError, ShapeError (no dimension, or K no whole number of blocks), NonFiniteError (with
+    ``.index``, flat), UnsupportedTypeError.
+
+    >>> q = azquant.quantize(numpy.ones((2, 64), "f4"), "q4_0")
+    >>> q.nbytes
+    72
+    """
+    found = get_type(type)
+    x = as_float32(w, "weights")
+    if np.ndim(w) == 0:
+        raise ShapeError("weights must have at least one dimension")
+    rows = math.prod(x.shape[:-1])
+    return QTensor(_encode(x.reshape(rows, x.shape[-1]), found, None, 0), x.shape, found)
+
+
+def dequantize(q: QTensor) -> Floats:
+    """The values of ``q`` as float32; the same as ``q.dequantize()``."""
+    return q.dequantize()
+
+
+def matmul(x: Any, w: QTensor, compute: str = "auto") -> Floats:
+    """``x`` (..., K) times the transpose of ``w`` (N, K) -> float32 (..., N).
+
+    ``compute``: ``"int8"`` quantizes activations to 8 bits per 32 (relative L2 error at most 1% against exact
+    arithmetic on the dequantized weights; the same bits on every ISA, thread count and batch size);
+    ``"fp32"`` dequantizes the weights (at most 1e-5); ``"auto"`` takes the fastest that the type allows. A row
+    of x with NaN or infinity gives NaN, not an error.
+
+    Raises DTypeError, ShapeError, ArgumentError, UnsupportedTypeError (int8 asked of a type without it).
+    """
+    if compute not in COMPUTE_MODES:
+        raise ArgumentError(f"compute={compute!r}: must be one of {', '.join(COMPUTE_MODES)}")
+    if not isinstance(w, QTensor):
+        raise DTypeError(f"the weights must be a QTensor, not {w.__class__.__name__}; see azquant.quantize")
+    if np.ndim(x) == 0:
+        raise ShapeError("x must have at least one dimension")
+    activations = as_float32(x, "x")
+    n, k = w.matrix.shape
+    if activations.shape[-1] != k:
+        raise ShapeError(f"x has {activations.shape[-1]} columns, the weights {w.shape} need {k}")
+    lead = activations.shape[:-1]
+    y: Floats = w.matrix.matmul(activations.reshape(math.prod(lead), k), compute)
+    return y.reshape(*lead, n)

@@ -1,0 +1,170 @@
+"""Programs: the flat list of ops that an architecture builds once and both executors run.
+
+A :class:`ProgramBuilder` names buffers (``width`` floats for every token of a step, or for every row whose
+logits are asked for) and appends ops over them. ``csrc/azq.h`` says what each op computes; the C executor
+and the NumPy executor in ``azquant._fallback`` run the same list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref"]
+
+Floats = npt.NDArray[np.float32]
+
+
+class MatrixLike(Protocol):
+    """What the builder needs to know of a backend's matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)"""
+        ...
+
+
+M = TypeVar("M", bound=Any)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """``width`` floats a row; rows are tokens, or with ``outputs`` the rows whose logits are asked for."""
+
+    width: int
+    outputs: bool = False
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Columns of a buffer, from ``col`` on."""
+
+    buffer: int
+    col: int = 0
+
+    def at(self, col: int) -> Ref:
+        """The same buffer, ``col`` columns further right."""
+        return Ref(self.buffer, self.col + col)
+
+
+@dataclass(frozen=True)
+class Op(Generic[M]):
+    """One op; the fields that its kind does not use keep their defaults."""
+
+    kind: str
+    out: Ref
+    width: int
+    a: Ref | None = None
+    b: Ref | None = None
+    w: M | None = None
+    w2: M | None = None
+    vec0: Floats | None = None
+    vec1: Floats | None = None
+    layer: int = 0
+    n_head: int = 0
+    n_head_kv: int = 0
+    head_dim: int = 0
+    n_rot: int = 0
+    rope_neox: bool = False
+    activation: str | None = None
+    eps: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ProgramSpec(Generic[M]):
+    """A finished program and the shape of the KV cache it needs."""
+
+    ops: tuple[Op[M], ...]
+    buffers: tuple[Buffer, ...]
+    n_vocab: int
+    n_layer: int
+    n_head_kv: int
+    head_dim: int
+
+
+@dataclass
+class ProgramBuilder(Generic[M]):
+    """Collects buffers and ops. Every method appends one op; ``width`` follows from the weights."""
+
+    ops: list[Op[M]] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+
+    def buffer(self, width: int, *, outputs: bool = False) -> Ref:
+        """A new buffer."""
+        self.buffers.append(Buffer(width, outputs))
+        return Ref(len(self.buffers) - 1)
+
+    def embed(self, out: Ref, table: M, positions: M | None = None, *, scale: float = 1.0) -> None:
+        """out = table[token] * scale (+ positions[position])."""
+        self.ops.append(Op("embed", out, table.shape[1], w=table, w2=positions, scale=scale))
+
+    def layer_norm(self, out: Ref, a: Ref, weight: Floats, bias: Floats | None, eps: float) -> None:
+        """out = (a - mean) / sqrt(variance + eps) * weight + bias."""
+        self.ops.append(Op("layer_norm", out, len(weight), a=a, vec0=weight, vec1=bias, eps=eps))
+
+    def rms_norm(self, out: Ref, a: Ref, weight: Floats, eps: float) -> None:
+        """out = a / sqrt(mean(a²) + eps) * weight."""
+        self.ops.append(Op("rms_norm", out, len(weight), a=a, vec0=weight, eps=eps))
+
+    def linear(
+        self,
+        out: Ref,
+        a: Ref,
+        w: M,
+        bias: Floats | None = None,
+        *,
+        activation: str | None = None,
+        residual: Ref | None = None,
+    ) -> None:
+        """out = activation(a · wᵀ + bias) + residual."""
+        self.ops.append(Op("linear", out, w.shape[0], a=a, b=residual, w=w, vec0=bias, activation=activation))
+
+    def rope(self, x: Ref, n_head: int, head_dim: int, frequencies: Floats, *, neox: bool = False) -> None:
+        """Rotates the first 2 * len(frequencies) dimensions of ``n_head`` heads of x in place."""
+        self.ops.append(
+            Op(
+                "rope",
+                x,
+                n_head * head_dim,
+                vec0=frequencies,
+                n_head=n_head,
+                head_dim=head_dim,
+                n_rot=2 * len(frequencies),
+                rope_neox=neox,
+            )
+        )
+
+    def attention(
+        self, out: Ref, qkv: Ref, layer: int, n_head: int, n_head_kv: int, head_dim: int, scale: float
+    ) -> None:
+        """Causal attention over the layer's cache; qkv holds queries, keys and values side by side."""
+        self.ops.append(
+            Op(
+                "attention",
+                out,
+                n_head * head_dim,
+                a=qkv,
+                layer=layer,
+                n_head=n_head,
+                n_head_kv=n_head_kv,
+                head_dim=head_dim,
+                scale=scale,
+            )
+        )
+
+    def glu(self, out: Ref, gate: Ref, up: Ref, width: int, activation: str) -> None:
+        """out = activation(gate) * up."""
+        self.ops.append(Op("glu", out, width, a=gate, b=up, activation=activation))
+
+    def select(self, out: Ref, a: Ref, width: int) -> None:
+        """out = the rows of a whose logits are asked for."""
+        self.ops.append(Op("select", out, width, a=a))
+
+    def build(self, *, n_layer: int, n_head_kv: int, head_dim: int) -> ProgramSpec[M]:
+        """The finished program; its last op makes the logits."""
+        n_vocab = self.ops[-1].width
+        return ProgramSpec(tuple(self.ops), tuple(self.buffers), n_vocab, n_layer, n_head_kv, head_dim)

@@ -1,0 +1,160 @@
+#ifndef AZQ_H
+#define AZQ_H
+#include <stddef.h>
+#include <stdint.h>
+#include "azq_blocks.h"
+/* azquant's C interface. This header is its manual; the build script hands it to cffi after dropping
+ * the include and guard lines. Matrices are row-major; shapes stand in comments, outermost first.
+ * No function prints or aborts. Every azq_status that is not AZQ_OK leaves outputs unspecified but
+ * writes nothing outside them. */
+
+/* ---- status ---------------------------------------------------------------------------------- */
+
+typedef enum {
+    AZQ_OK = 0,
+    /* 10-19: arguments */
+    AZQ_E_NULL = 10,    /* a pointer that is needed is NULL */
+    AZQ_E_SHAPE = 11,   /* a size is negative, too large, or no whole number of blocks */
+    AZQ_E_TYPE = 12,    /* a type that cannot do what was asked */
+    AZQ_E_ISA = 13,     /* an instruction set that is unknown, or that this machine lacks */
+    AZQ_E_INDEX = 14,   /* a token, position, sequence or row index out of range */
+    AZQ_E_PROGRAM = 15, /* an op that contradicts its buffers or weights */
+    /* 20-29: data */
+    AZQ_E_NONFINITE = 20, /* NaN or infinity in weights to be quantized */
+    AZQ_E_RANGE = 21,     /* a finite weight too large for its block's fp16 scale */
+    /* 30-39: resources */
+    AZQ_E_NOMEM = 30
+} azq_status;
+
+/* Name of a status, "AZQ_E_SHAPE"; never NULL. */
+const char *azq_status_name(int status);
+
+/* ---- processor ------------------------------------------------------------------------------- */
+
+/* The instruction sets azquant has kernels for, from the plainest (0, "scalar") to the best.
+ * azq_isa_usable: compiled in, offered by the processor and enabled by the operating system. */
+int azq_isa_count(void);
+const char *azq_isa_name(int index); /* NULL when out of range */
+int azq_isa_usable(int index);
+
+/* The set in use. At start the best usable one. Not to be changed while other calls run. */
+const char *azq_isa_active(void);
+azq_status azq_isa_use(const char *name);
+
+/* Threads used by each call, the caller included; 1 at start. Clamped to [1, azq_threads_max()]. */
+int azq_threads_max(void);
+int azq_threads(void);
+void azq_threads_set(int n);
+
+/* ---- rows of blocks -------------------------------------------------------------------------- */
+
+/* Bytes of one row of k elements; -1 when the type is unknown or k is no whole number of blocks. */
+int64_t azq_row_bytes(int type, int64_t k);
+
+/* x (rows, k) fp32 -> dst (rows, azq_row_bytes(type, k)), the bytes ggml's reference quantizer makes.
+ * AZQ_E_NONFINITE and AZQ_E_RANGE set *bad_index to the flat index of the first offending element. */
+azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void *dst, int64_t *bad_index);
+
+/* src (rows, azq_row_bytes(type, k)) -> y (rows, k) fp32. */
+azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y);
+
+/* ---- matrices -------------------------------------------------------------------------------- */
+
+/* A weight matrix (n, k) over GGUF bytes, which the caller keeps alive. Read-only after creation;
+ * any number of calls may use it at once. */
+typedef struct azq_matrix azq_matrix;
+
+azq_status azq_matrix_create(int type, const void *data, int64_t n, int64_t k, azq_matrix **out);
+void azq_matrix_free(azq_matrix *w);
+
+/* Makes the packed copy that the int8 kernels read (types q4_0 and q8_0; a no-op when made already). */
+azq_status azq_matrix_pack(azq_matrix *w);
+/* Bytes of the packed copy; 0 when there is none. */
+int64_t azq_matrix_packed_bytes(const azq_matrix *w);
+/* The GGUF bytes back from the packed copy, dst (n, azq_row_bytes(type, k)). AZQ_E_TYPE when not packed. */
+azq_status azq_matrix_unpack(const azq_matrix *w, void *dst);
+
+typedef enum {
+    AZQ_COMPUTE_AUTO = 0, /* the fastest that the type and the machine allow */
+    AZQ_COMPUTE_INT8 = 1, /* activations to 8 bits per 32; exact integer dots; see DESIGN numerics */
+    AZQ_COMPUTE_FP32 = 2  /* weights dequantized to fp32 */
+} azq_compute;
+
+/* y (m, n) = x (m, k) * W^T. ldx, ldy: elements between rows. */
+azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute);
+
+/* ---- key/value cache ------------------------------------------------------------------------- */
+
+typedef struct azq_kv azq_kv;
+
+/* Room for n_seq sequences of n_ctx positions. type: AZQ_TYPE_F32 or AZQ_TYPE_F16. */
+azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t n_head_kv, int64_t head_dim, int type,
+                         azq_kv **out);
+void azq_kv_free(azq_kv *kv);
+int64_t azq_kv_bytes(const azq_kv *kv);
+/* Copies the first n positions of sequence from into sequence to. */
+azq_status azq_kv_copy(azq_kv *kv, int64_t from, int64_t to, int64_t n);
+
+/* ---- programs -------------------------------------------------------------------------------- */
+
+/* A program is a flat list of ops over named buffers. A buffer holds `width` floats for every token of
+ * the step, or, when `outputs` is set, for every row whose logits are asked for. */
+typedef enum {
+    AZQ_OP_EMBED = 1,      /* out = w[token] * scale (+ w2[position]) */
+    AZQ_OP_LAYER_NORM = 2, /* out = (a - mean) / sqrt(var + eps) * vec0 + vec1 */
+    AZQ_OP_RMS_NORM = 3,   /* out = a / sqrt(mean(a^2) + eps) * vec0 */
+    AZQ_OP_LINEAR = 4,     /* out = activation(a * w^T + vec0) + b */
+    AZQ_OP_ROPE = 5,       /* rotates n_head heads of out in place; vec0: n_rot / 2 frequencies */
+    AZQ_OP_ATTENTION = 6,  /* a: queries, keys, values side by side; writes the cache, then out */
+    AZQ_OP_GLU = 7,        /* out = activation(a) * b */
+    AZQ_OP_SELECT = 8      /* out (outputs buffer) = the rows of a that are asked for */
+} azq_op_kind;
+
+typedef enum {
+    AZQ_ACT_NONE = 0,
+    AZQ_ACT_GELU_TANH = 1,
+    AZQ_ACT_GELU_ERF = 2,
+    AZQ_ACT_SILU = 3,
+    AZQ_ACT_RELU = 4
+} azq_activation;
+
+typedef enum {
+    AZQ_ROPE_NORM = 0, /* pairs (0, 1), (2, 3), ... */
+    AZQ_ROPE_NEOX = 1  /* pairs (0, n_rot / 2), (1, n_rot / 2 + 1), ... */
+} azq_rope_mode;
+
+typedef struct {
+    int32_t kind;
+    int32_t out, a, b;               /* buffers; -1 where the op has none */
+    int64_t out_col, a_col, b_col;   /* first column used of each */
+    int64_t width;                   /* columns written */
+    int32_t layer;                   /* ATTENTION */
+    int32_t n_head, n_head_kv, head_dim; /* ROPE (n_head, head_dim), ATTENTION */
+    int32_t n_rot, rope_mode;        /* ROPE */
+    int32_t activation;              /* LINEAR, GLU */
+    float eps, scale;
+    azq_matrix *w, *w2;
+    const float *vec0, *vec1;
+} azq_op;
+
+typedef struct {
+    int64_t width;
+    int32_t outputs;
+} azq_buffer;
+
+typedef struct azq_program azq_program;
+
+/* Checks the ops against the buffers and weights; copies the list. Matrices and vectors stay the caller's. */
+azq_status azq_program_create(const azq_op *ops, int64_t n_ops, const azq_buffer *buffers, int64_t n_buffers,
+                              azq_program **out);
+void azq_program_free(azq_program *p);
+
+/* One step over a ragged batch: tokens, sequence, position (n_tokens). Keys and values of all tokens are
+ * in the cache before any attends; token t sees positions 0 .. position[t] of its own sequence.
+ * The last op's buffer is copied to logits (n_out, width of that buffer) for the rows out_rows (n_out).
+ * A program runs one step at a time. */
+azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_tokens, const int32_t *tokens,
+                            const int32_t *sequence, const int32_t *position, int64_t n_out,
+                            const int32_t *out_rows, float *logits);
+
+#endif

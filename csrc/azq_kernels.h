@@ -1,0 +1,96 @@
+#ifndef AZQ_KERNELS_H
+#define AZQ_KERNELS_H
+#include <stdint.h>
+#include "azq_blocks.h"
+/* Kernel signatures, each written once, and the table that every ISA file fills. Kernels assert; they
+ * know nothing of status codes, threads or dispatch. An empty slot falls to the next lower ISA. */
+
+/* ---- packed weights ---------------------------------------------------------------------------
+ * One layout for every x86 kernel. 16 columns (rows of W) make a panel; a panel runs along K in groups
+ * of four blocks (128 of K; the last group may have fewer):
+ *
+ *   Q4_0 group of b blocks: b * 16 fp16 scales, then b * 256 bytes of nibbles    (b = 4: 1152 bytes)
+ *   Q8_0 group of b blocks: b * 16 fp16 scales, then b * 512 bytes               (b = 4: 2176 bytes)
+ *
+ * Nibbles of one block: four 64-byte lines i = 0..3, each 16 dwords, dword n = column n and k = 8i..8i+7:
+ *
+ *   byte of the dword      0         1         2         3
+ *   low  nibble          k+0       k+4       k+1       k+5
+ *   high nibble          k+2       k+6       k+3       k+7
+ *
+ * so `line & 0x0f` and `line >> 4 & 0x0f` are two VNNI operands whose bytes are (0,4,1,5) and (2,6,3,7).
+ * Q8_0 stores those two operands as two lines. Activations are laid down in the same order, so a dot
+ * product never shuffles. Columns past n hold scale 0 and weight 0. */
+enum { AZQ_PANEL = 16, AZQ_GROUP = 4, AZQ_LANE_ORDER = 8 };
+
+/* Which k of a run of eight stands at byte i. */
+static const uint8_t azq_lane_order[AZQ_LANE_ORDER] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+/* ---- quantized activations --------------------------------------------------------------------
+ * Per block of 32: amax, d = amax / 127, q = RNE(x * (127 / amax)) clamped to +-127. All q = 0 when amax
+ * is 0 or 127 / amax overflows. d is NaN when any x is NaN or infinite, which makes the row NaN. */
+typedef struct {
+    const int8_t *q;         /* (rows, k), runs of eight in azq_lane_order */
+    const float *d;          /* (rows, k / 32) */
+    const int32_t *sum8;     /* (rows, k / 32): -8 * sum of q */
+    const int32_t *sum8_pair; /* (rows, k / 32): two int16, -8 * sum over bytes 0,1 and over bytes 2,3 of each dword */
+    int64_t k;               /* elements per row of q */
+} azq_act;
+
+/* ---- signatures ------------------------------------------------------------------------------- */
+
+typedef void azq_quantize_row_fn(const float *x /* (k) */, void *blocks, int64_t k);
+typedef void azq_dequantize_row_fn(const void *blocks, float *y /* (k) */, int64_t k);
+/* Index of the first x that is not below limit in magnitude (NaN is not); -1 when all are. */
+typedef int64_t azq_find_bad_fn(const float *x /* (n) */, int64_t n, float limit);
+typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q, float *d, int32_t *sum8,
+                                 int32_t *sum8_pair);
+/* c (rows, AZQ_PANEL) = activations row0 .. row0 + rows - 1 times one panel. Per element, over blocks in
+ * K order: c = fma((float)isum, d_w * d_a, c). */
+typedef void azq_gemm_panel_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c);
+
+/* fp32 vector work. Sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
+ * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
+typedef void azq_dot4_fn(const float *x, const float *w /* (4, ldw) */, int64_t ldw, int64_t k, float *out /* (4) */);
+typedef float azq_dot_fn(const float *x, const void *w, int64_t n);              /* w: fp32 or fp16 */
+typedef void azq_axpy_fn(float a, const void *x, float *y, int64_t n);           /* y += a * x; x: fp32 or fp16 */
+typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
+typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
+/* x = exp(x - max(x)) in place; returns the sum. Up to n is read and written. */
+typedef float azq_softmax_fn(float *x, int64_t n);
+typedef void azq_map_fn(float *x, int64_t n);
+
+typedef struct {
+    azq_quantize_row_fn *quantize_row[AZQ_TYPE_COUNT];
+    azq_dequantize_row_fn *dequantize_row[AZQ_TYPE_COUNT];
+    azq_find_bad_fn *find_bad;
+    azq_quantize_act_fn *quantize_act;
+    azq_gemm_panel_fn *gemm_panel[AZQ_TYPE_COUNT];
+    azq_dot4_fn *dot4_f32;
+    azq_dot_fn *dot_f32, *dot_f16;
+    azq_axpy_fn *axpy_f32, *axpy_f16;
+    azq_layer_norm_fn *layer_norm;
+    azq_rms_norm_fn *rms_norm;
+    azq_softmax_fn *softmax;
+    azq_map_fn *gelu_tanh, *gelu_erf, *silu, *relu;
+} azq_kernel_slots;
+
+typedef struct {
+    const char *isa;
+    uint32_t needs; /* AZQ_CPU_* bits, see cpu.h */
+    azq_kernel_slots slots;
+} azq_kernels;
+
+/* The slots in use: those of the active ISA, holes filled from below. */
+const azq_kernel_slots *azq_active(void);
+
+/* Tables, plainest first; NULL-terminated. */
+extern const azq_kernels azq_kernels_scalar;
+extern const azq_kernels azq_kernels_avx2;
+
+/* Bytes of one group of b blocks in a packed panel; 0 when the type has no packed form. */
+int64_t azq_group_bytes(int type, int64_t b);
+/* Bytes of a panel over k. */
+int64_t azq_panel_bytes(int type, int64_t k);
+
+#endif

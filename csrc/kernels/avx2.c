@@ -1,0 +1,343 @@
+/* AVX2 + FMA + F16C.
+ *
+ * The int8 dot: weights are unsigned nibbles u = q + 8, activations signed a in [-127, 127].
+ *   sum (u - 8) a = sum u a - 8 sum a
+ * vpmaddubsw makes u a + u' a' in 16 bits (|.| <= 2 * 15 * 127 = 3810). One 16-bit lane takes 8 of them per
+ * block; started at -8 sum a of its own 16 elements it never leaves [-16256, 16256], so the whole block is
+ * summed in 16 bits and widened once by vpmaddwd. Q8_0 weights are signed: vpmaddubsw(|w|, sign(a, w)) is at
+ * most 2 * 128 * 127 = 32512, which fits too, but only one product deep. */
+#include "../azq_target.h"
+#if AZQ_X86
+#include <assert.h>
+#include <immintrin.h>
+#include "../azq_half.h"
+#include "../azq_kernels.h"
+#include "../cpu.h"
+
+AZQ_TARGET_BEGIN("avx2,fma,f16c")
+
+#include "vec_types.h"
+AZQ_INLINE v8 load_f16x8(const uint16_t *p) { return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+#include "vec.h"
+
+AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }
+AZQ_INLINE __m256i loadi(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+AZQ_INLINE __m256 abs8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+AZQ_INLINE float max_lane(__m256 x) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+/* The low bytes of 4 x 8 dwords, in order. */
+AZQ_INLINE __m256i pack_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
+    const __m256i low = _mm256_set1_epi32(0xff);
+    __m256i ab = _mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+    __m256i cd = _mm256_packus_epi32(_mm256_and_si256(c, low), _mm256_and_si256(d, low));
+    __m256i bytes = _mm256_packus_epi16(ab, cd); /* per 128-bit half: 4 of each */
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* ---- quantize ------------------------------------------------------------------------------------ */
+
+static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q4_0 *y = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, x += AZQ_QK4_0) {
+        __m256 v[4];
+        __m256 most = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = loadf(x + 8 * i);
+            most = _mm256_max_ps(abs8(v[i]), most);
+        }
+        float amax = max_lane(most);
+        /* The sign of the first element that reaches amax: compare, then the lowest set bit. */
+        uint32_t reach = 0, negative = 0;
+        __m256 target = _mm256_set1_ps(amax);
+        for (int i = 0; i < 4; i++) {
+            reach |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(abs8(v[i]), target, _CMP_EQ_OQ)) << 8 * i;
+            negative |= (uint32_t)_mm256_movemask_ps(v[i]) << 8 * i;
+        }
+        float max = amax > 0.0f && (negative & (reach & (~reach + 1u))) ? -amax : amax;
+        float d = max / -8.0f;
+        float id = d != 0.0f ? 1.0f / d : 0.0f;
+        y[b].d = azq_f32_to_f16(d);
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) {
+            __m256 t = _mm256_add_ps(_mm256_mul_ps(v[i], _mm256_set1_ps(id)), _mm256_set1_ps(8.5f));
+            q[i] = _mm256_min_epi32(_mm256_cvttps_epi32(t), _mm256_set1_epi32(15));
+        }
+        __m256i bytes = pack_bytes(q[0], q[1], q[2], q[3]);
+        __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+        _mm_storeu_si128((__m128i *)y[b].qs, _mm_or_si128(low, _mm_slli_epi16(high, 4)));
+    }
+}
+
+static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q8_0 *y = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, x += AZQ_QK8_0) {
+        __m256 v[4];
+        __m256 most = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = loadf(x + 8 * i);
+            most = _mm256_max_ps(abs8(v[i]), most);
+        }
+        float d = max_lane(most) / 127.0f;
+        float id = d != 0.0f ? 1.0f / d : 0.0f;
+        y[b].d = azq_f32_to_f16(d);
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) {
+            /* Half away from zero: add the float just below 0.5 with the sign of x, then truncate. */
+            __m256 t = _mm256_mul_ps(v[i], _mm256_set1_ps(id));
+            __m256 half = _mm256_or_ps(_mm256_and_ps(t, _mm256_set1_ps(-0.0f)), _mm256_set1_ps(0x1.fffffep-2f));
+            q[i] = _mm256_cvttps_epi32(_mm256_add_ps(t, half));
+        }
+        _mm256_storeu_si256((__m256i *)y[b].qs, pack_bytes(q[0], q[1], q[2], q[3]));
+    }
+}
+
+static void quantize_f16(const float *x, void *blocks, int64_t k) {
+    uint16_t *y = blocks;
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        _mm_storeu_si128((__m128i *)(y + i), _mm256_cvtps_ph(loadf(x + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_f32_to_f16(x[i]);
+    }
+}
+
+static int64_t find_bad(const float *x, int64_t n, float limit) {
+    __m256 bound = _mm256_set1_ps(limit);
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256 good = _mm256_and_ps(_mm256_and_ps(_mm256_cmp_ps(abs8(loadf(x + i)), bound, _CMP_LT_OQ),
+                                                  _mm256_cmp_ps(abs8(loadf(x + i + 8)), bound, _CMP_LT_OQ)),
+                                    _mm256_and_ps(_mm256_cmp_ps(abs8(loadf(x + i + 16)), bound, _CMP_LT_OQ),
+                                                  _mm256_cmp_ps(abs8(loadf(x + i + 24)), bound, _CMP_LT_OQ)));
+        if (_mm256_movemask_ps(good) != 0xff) {
+            break;
+        }
+    }
+    for (; i < n; i++) {
+        if (!(fabsf(x[i]) < limit)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* ---- dequantize ---------------------------------------------------------------------------------- */
+
+AZQ_INLINE void store_scaled(float *y, __m128i bytes, __m256 d) {
+    _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), d));
+}
+
+static void dequantize_q4_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q4_0 *x = blocks;
+    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, y += AZQ_QK4_0) {
+        __m256 d = _mm256_set1_ps(azq_f16_to_f32(x[b].d));
+        __m128i q = _mm_loadu_si128((const __m128i *)x[b].qs);
+        __m128i low = _mm_sub_epi8(_mm_and_si128(q, mask), eight);
+        __m128i high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(q, 4), mask), eight);
+        store_scaled(y, low, d);
+        store_scaled(y + 8, _mm_srli_si128(low, 8), d);
+        store_scaled(y + 16, high, d);
+        store_scaled(y + 24, _mm_srli_si128(high, 8), d);
+    }
+}
+
+static void dequantize_q8_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q8_0 *x = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, y += AZQ_QK8_0) {
+        __m256 d = _mm256_set1_ps(azq_f16_to_f32(x[b].d));
+        for (int i = 0; i < 4; i++) {
+            store_scaled(y + 8 * i, _mm_loadl_epi64((const __m128i *)(x[b].qs + 8 * i)), d);
+        }
+    }
+}
+
+static void dequantize_f16(const void *blocks, float *y, int64_t k) {
+    const uint16_t *x = blocks;
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_f16_to_f32(x[i]);
+    }
+}
+
+static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
+    const uint16_t *x = blocks;
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(x + i)));
+        _mm256_storeu_ps(y + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_bf16_to_f32(x[i]);
+    }
+}
+
+/* ---- int8 matmul --------------------------------------------------------------------------------- */
+
+static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair) {
+    /* Within each 8 bytes: order 0,4,1,5,2,6,3,7 (azq_lane_order). */
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    for (int64_t b = 0; b < k / 32; b++, x += 32, q += 32) {
+        __m256 v[4];
+        __m256 most = _mm256_setzero_ps(), finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+        for (int i = 0; i < 4; i++) {
+            v[i] = loadf(x + 8 * i);
+            __m256 magnitude = abs8(v[i]);
+            finite = _mm256_and_ps(finite, _mm256_cmp_ps(magnitude, _mm256_set1_ps(INFINITY), _CMP_LT_OQ));
+            most = _mm256_max_ps(magnitude, most);
+        }
+        float amax = max_lane(most);
+        float inverse = 127.0f / amax;
+        int all_finite = _mm256_movemask_ps(finite) == 0xff;
+        __m256i bytes = _mm256_setzero_si256();
+        if (all_finite && inverse < INFINITY) {
+            __m256i i32[4];
+            for (int i = 0; i < 4; i++) {
+                i32[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
+            }
+            /* Rounding can reach 127 but never 128: amax * (127 / amax) is within an ulp of 127. */
+            bytes = _mm256_shuffle_epi8(pack_bytes(i32[0], i32[1], i32[2], i32[3]), order);
+        }
+        _mm256_storeu_si256((__m256i *)q, bytes);
+        d[b] = all_finite ? amax / 127.0f : azq_from_bits(0x7fc00000u);
+        /* Two signed bytes to 16 bits, the eight dwords added; then -8 times each half. */
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        __m128i p = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        p = _mm_add_epi16(p, _mm_shuffle_epi32(p, 0x4e));
+        p = _mm_add_epi16(p, _mm_shuffle_epi32(p, 0xb1));
+        p = _mm_mullo_epi16(p, _mm_set1_epi16(-8));
+        sum8_pair[b] = _mm_cvtsi128_si32(p);
+        sum8[b] = _mm_cvtsi128_si32(_mm_madd_epi16(p, _mm_set1_epi16(1)));
+    }
+}
+
+AZQ_INLINE __m256i broadcast4(const int8_t *p) {
+    int32_t dword;
+    memcpy(&dword, p, sizeof dword);
+    return _mm256_set1_epi32(dword);
+}
+
+/* Block sums of R rows for columns 8 * half .. 8 * half + 7, as int32. */
+AZQ_INLINE void dots_q4_0(const azq_act *act, const int8_t *const *q, const int32_t *const *pair, int64_t block,
+                          const uint8_t *lines, int half, int R, __m256i *dots) {
+    (void)act;
+    const __m256i mask = _mm256_set1_epi8(15);
+    for (int r = 0; r < R; r++) {
+        dots[r] = _mm256_set1_epi32(pair[r][block]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m256i w = loadi(lines + 64 * i + 32 * half);
+        __m256i low = _mm256_and_si256(w, mask), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
+        for (int r = 0; r < R; r++) {
+            const int8_t *a = q[r] + 32 * block + 8 * i;
+            dots[r] = _mm256_add_epi16(dots[r], _mm256_maddubs_epi16(low, broadcast4(a)));
+            dots[r] = _mm256_add_epi16(dots[r], _mm256_maddubs_epi16(high, broadcast4(a + 4)));
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        dots[r] = _mm256_madd_epi16(dots[r], _mm256_set1_epi16(1));
+    }
+}
+
+AZQ_INLINE void dots_q8_0(const azq_act *act, const int8_t *const *q, const int32_t *const *pair, int64_t block,
+                          const uint8_t *lines, int half, int R, __m256i *dots) {
+    (void)act;
+    (void)pair;
+    for (int r = 0; r < R; r++) {
+        dots[r] = _mm256_setzero_si256();
+    }
+    for (int i = 0; i < 8; i++) {
+        __m256i w = loadi(lines + 64 * i + 32 * half);
+        __m256i magnitude = _mm256_abs_epi8(w);
+        for (int r = 0; r < R; r++) {
+            __m256i a = _mm256_sign_epi8(broadcast4(q[r] + 32 * block + 4 * i), w);
+            __m256i products = _mm256_maddubs_epi16(magnitude, a);
+            dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+        }
+    }
+}
+
+/* R rows (1 to 4) times one panel. */
+#define AZQ_GEMM_ROWS(name, dots_of, block_bytes)                                                              \
+    AZQ_INLINE void name(const azq_act *act, int64_t row, int R, const uint8_t *panel, float *c) {             \
+        int64_t n_blocks = act->k / 32;                                                                        \
+        const int8_t *q[4];                                                                                    \
+        const float *d[4];                                                                                     \
+        const int32_t *pair[4];                                                                                \
+        __m256 sums[2][4];                                                                                     \
+        for (int r = 0; r < R; r++) {                                                                          \
+            q[r] = act->q + (row + r) * act->k;                                                                \
+            d[r] = act->d + (row + r) * n_blocks;                                                              \
+            pair[r] = act->sum8_pair + (row + r) * n_blocks;                                                   \
+            sums[0][r] = sums[1][r] = _mm256_setzero_ps();                                                     \
+        }                                                                                                      \
+        const uint8_t *group = panel;                                                                          \
+        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                    \
+            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                            \
+            const uint8_t *lines = group + in_group * AZQ_PANEL * 2;                                           \
+            for (int64_t b = 0; b < in_group; b++, lines += (block_bytes)) {                                   \
+                for (int half = 0; half < 2; half++) {                                                         \
+                    __m256i dots[4];                                                                           \
+                    dots_of(act, q, pair, g + b, lines, half, R, dots);                                        \
+                    const uint8_t *scales = group + (b * AZQ_PANEL + 8 * half) * 2;                            \
+                    __m256 dw = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales));                     \
+                    for (int r = 0; r < R; r++) {                                                              \
+                        __m256 scale = _mm256_mul_ps(dw, _mm256_set1_ps(d[r][g + b]));                         \
+                        sums[half][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r]), scale, sums[half][r]);    \
+                    }                                                                                          \
+                }                                                                                              \
+            }                                                                                                  \
+            group = lines;                                                                                     \
+        }                                                                                                      \
+        for (int r = 0; r < R; r++) {                                                                          \
+            _mm256_storeu_ps(c + r * AZQ_PANEL, sums[0][r]);                                                   \
+            _mm256_storeu_ps(c + r * AZQ_PANEL + 8, sums[1][r]);                                               \
+        }                                                                                                      \
+    }
+AZQ_GEMM_ROWS(gemm_rows_q4_0, dots_q4_0, 256)
+AZQ_GEMM_ROWS(gemm_rows_q8_0, dots_q8_0, 512)
+
+#define AZQ_GEMM_PANEL(name, rows_of)                                                                           \
+    static void name(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {          \
+        int64_t r = 0;                                                                                          \
+        for (; r + 4 <= rows; r += 4) {                                                                         \
+            rows_of(act, row0 + r, 4, panel, c + r * AZQ_PANEL);                                                \
+        }                                                                                                       \
+        switch (rows - r) {                                                                                     \
+        case 3: rows_of(act, row0 + r, 3, panel, c + r * AZQ_PANEL); break;                                     \
+        case 2: rows_of(act, row0 + r, 2, panel, c + r * AZQ_PANEL); break;                                     \
+        case 1: rows_of(act, row0 + r, 1, panel, c + r * AZQ_PANEL); break;                                     \
+        default: break;                                                                                         \
+        }                                                                                                       \
+    }
+AZQ_GEMM_PANEL(gemm_panel_q4_0, gemm_rows_q4_0)
+AZQ_GEMM_PANEL(gemm_panel_q8_0, gemm_rows_q8_0)
+
+const azq_kernels azq_kernels_avx2 = {
+    .isa = "avx2",
+    .needs = AZQ_CPU_AVX2,
+    .slots =
+        {
+            .quantize_row = {[AZQ_TYPE_F16] = quantize_f16,
+                             [AZQ_TYPE_Q4_0] = quantize_q4_0,
+                             [AZQ_TYPE_Q8_0] = quantize_q8_0},
+            .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,
+                               [AZQ_TYPE_BF16] = dequantize_bf16,
+                               [AZQ_TYPE_Q4_0] = dequantize_q4_0,
+                               [AZQ_TYPE_Q8_0] = dequantize_q8_0},
+            .find_bad = find_bad,
+            .quantize_act = quantize_act,
+            .gemm_panel = {[AZQ_TYPE_Q4_0] = gemm_panel_q4_0, [AZQ_TYPE_Q8_0] = gemm_panel_q8_0},
+            AZQ_VEC_SLOTS,
+        },
+};
+
+AZQ_TARGET_END
+#endif

@@ -1,0 +1,250 @@
+/* The definition: plain C, one element at a time. Every other ISA is judged by these functions. */
+#include "../azq_kernels.h"
+#include <assert.h>
+#include <limits.h>
+#include "../azq_half.h"
+
+#include "vec_types.h"
+static inline v8 load_f16x8(const uint16_t *p) {
+    v8 x;
+    for (int i = 0; i < 8; i++) {
+        x[i] = azq_f16_to_f32(p[i]);
+    }
+    return x;
+}
+#include "vec.h"
+
+/* ---- quantize: the ggml reference, bit by bit --------------------------------------------------- */
+
+/* float -> int as x86's cvttss2si does it: out of range and NaN give INT_MIN. Then the low byte, signed. */
+static int8_t truncate_to_i8(float x) {
+    int32_t i = x >= -2147483648.0f && x < 2147483648.0f ? (int32_t)x : INT_MIN;
+    return (int8_t)(uint8_t)((uint32_t)i & 0xffu);
+}
+
+static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q4_0 *y = blocks;
+    assert(k % AZQ_QK4_0 == 0);
+    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, x += AZQ_QK4_0) {
+        float amax = 0.0f, max = 0.0f; /* max: the first element whose magnitude is amax, with its sign */
+        for (int j = 0; j < AZQ_QK4_0; j++) {
+            if (amax < fabsf(x[j])) {
+                amax = fabsf(x[j]);
+                max = x[j];
+            }
+        }
+        float d = max / -8.0f;
+        float id = d != 0.0f ? 1.0f / d : 0.0f;
+        y[b].d = azq_f32_to_f16(d);
+        for (int j = 0; j < AZQ_QK4_0 / 2; j++) {
+            int8_t low = truncate_to_i8(x[j] * id + 8.5f);
+            int8_t high = truncate_to_i8(x[j + 16] * id + 8.5f);
+            low = low < 15 ? low : 15;
+            high = high < 15 ? high : 15;
+            y[b].qs[j] = (uint8_t)((uint8_t)low | (uint8_t)high << 4);
+        }
+    }
+}
+
+static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q8_0 *y = blocks;
+    assert(k % AZQ_QK8_0 == 0);
+    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, x += AZQ_QK8_0) {
+        float amax = 0.0f;
+        for (int j = 0; j < AZQ_QK8_0; j++) {
+            amax = amax < fabsf(x[j]) ? fabsf(x[j]) : amax;
+        }
+        float d = amax / 127.0f;
+        float id = d != 0.0f ? 1.0f / d : 0.0f;
+        y[b].d = azq_f32_to_f16(d);
+        for (int j = 0; j < AZQ_QK8_0; j++) {
+            y[b].qs[j] = truncate_to_i8(roundf(x[j] * id)); /* half away from zero */
+        }
+    }
+}
+
+static void quantize_f32(const float *x, void *blocks, int64_t k) { memcpy(blocks, x, (size_t)k * sizeof *x); }
+
+static void quantize_f16(const float *x, void *blocks, int64_t k) {
+    uint16_t *y = blocks;
+    for (int64_t i = 0; i < k; i++) {
+        y[i] = azq_f32_to_f16(x[i]);
+    }
+}
+
+static void quantize_bf16(const float *x, void *blocks, int64_t k) {
+    uint16_t *y = blocks;
+    for (int64_t i = 0; i < k; i++) {
+        y[i] = azq_f32_to_bf16(x[i]);
+    }
+}
+
+static int64_t find_bad(const float *x, int64_t n, float limit) {
+    for (int64_t i = 0; i < n; i++) {
+        if (!(fabsf(x[i]) < limit)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* ---- dequantize --------------------------------------------------------------------------------- */
+
+static void dequantize_q4_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q4_0 *x = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, y += AZQ_QK4_0) {
+        float d = azq_f16_to_f32(x[b].d);
+        for (int j = 0; j < AZQ_QK4_0 / 2; j++) {
+            y[j] = (float)((x[b].qs[j] & 15) - 8) * d;
+            y[j + 16] = (float)((x[b].qs[j] >> 4) - 8) * d;
+        }
+    }
+}
+
+static void dequantize_q8_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q8_0 *x = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, y += AZQ_QK8_0) {
+        float d = azq_f16_to_f32(x[b].d);
+        for (int j = 0; j < AZQ_QK8_0; j++) {
+            y[j] = (float)x[b].qs[j] * d;
+        }
+    }
+}
+
+static void dequantize_f32(const void *blocks, float *y, int64_t k) { memcpy(y, blocks, (size_t)k * sizeof *y); }
+
+static void dequantize_f16(const void *blocks, float *y, int64_t k) {
+    const uint16_t *x = blocks;
+    for (int64_t i = 0; i < k; i++) {
+        y[i] = azq_f16_to_f32(x[i]);
+    }
+}
+
+static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
+    const uint16_t *x = blocks;
+    for (int64_t i = 0; i < k; i++) {
+        y[i] = azq_bf16_to_f32(x[i]);
+    }
+}
+
+/* ---- int8 matmul -------------------------------------------------------------------------------- */
+
+static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair) {
+    for (int64_t b = 0; b < k / 32; b++, x += 32, q += 32) {
+        float amax = 0.0f;
+        int finite = 1;
+        for (int j = 0; j < 32; j++) {
+            float magnitude = fabsf(x[j]);
+            finite &= magnitude < INFINITY;
+            amax = amax < magnitude ? magnitude : amax;
+        }
+        float inverse = 127.0f / amax;
+        int usable = finite && inverse < INFINITY; /* amax 0 gives infinity too */
+        int32_t pair[2] = {0, 0};
+        for (int j = 0; j < 32; j++) {
+            float scaled = usable ? rintf(x[(j & ~7) + azq_lane_order[j & 7]] * inverse) : 0.0f;
+            scaled = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
+            q[j] = (int8_t)scaled;
+            pair[j >> 1 & 1] += q[j];
+        }
+        d[b] = finite ? amax / 127.0f : azq_from_bits(0x7fc00000u);
+        sum8[b] = -8 * (pair[0] + pair[1]);
+        sum8_pair[b] = (int32_t)(((uint32_t)(-8 * pair[0]) & 0xffffu) | (uint32_t)(-8 * pair[1]) << 16);
+    }
+}
+
+/* Integer dot of one block of activations with column n of a packed block. */
+static int32_t dot_block_q4_0(const int8_t *a, const uint8_t *block, int n) {
+    int32_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *dword = block + 64 * i + 4 * n;
+        for (int j = 0; j < 4; j++) {
+            sum += ((dword[j] & 15) - 8) * a[8 * i + j];
+            sum += ((dword[j] >> 4) - 8) * a[8 * i + 4 + j];
+        }
+    }
+    return sum;
+}
+
+static int32_t dot_block_q8_0(const int8_t *a, const uint8_t *block, int n) {
+    int32_t sum = 0;
+    for (int i = 0; i < 8; i++) {
+        for (int j = 0; j < 4; j++) {
+            sum += (int8_t)block[64 * i + 4 * n + j] * a[4 * i + j];
+        }
+    }
+    return sum;
+}
+
+typedef int32_t dot_block_fn(const int8_t *a, const uint8_t *block, int n);
+
+static void gemm_panel(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c, int block_bytes,
+                       dot_block_fn *dot_block) {
+    int64_t n_blocks = act->k / 32;
+    for (int64_t r = 0; r < rows; r++) {
+        const int8_t *q = act->q + (row0 + r) * act->k;
+        const float *d = act->d + (row0 + r) * n_blocks;
+        for (int n = 0; n < AZQ_PANEL; n++) {
+            float sum = 0.0f;
+            const uint8_t *group = panel;
+            for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+                int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+                const uint8_t *blocks = group + in_group * AZQ_PANEL * 2;
+                for (int64_t b = 0; b < in_group; b++) {
+                    uint16_t scale;
+                    memcpy(&scale, group + (b * AZQ_PANEL + n) * 2, sizeof scale);
+                    int32_t dot = dot_block(q + (g + b) * 32, blocks + b * block_bytes, n);
+                    sum = fmaf((float)dot, azq_f16_to_f32(scale) * d[g + b], sum);
+                }
+                group = blocks + in_group * block_bytes;
+            }
+            c[r * AZQ_PANEL + n] = sum;
+        }
+    }
+}
+
+static void gemm_panel_q4_0(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {
+    gemm_panel(act, row0, rows, panel, c, 256, dot_block_q4_0);
+}
+
+static void gemm_panel_q8_0(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {
+    gemm_panel(act, row0, rows, panel, c, 512, dot_block_q8_0);
+}
+
+/* ---- activations that have no vector form yet ---------------------------------------------------- */
+
+static void gelu_erf(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752440f));
+    }
+}
+
+static void relu(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = x[i] < 0.0f ? 0.0f : x[i]; /* NaN stays */
+    }
+}
+
+const azq_kernels azq_kernels_scalar = {
+    .isa = "scalar",
+    .needs = 0,
+    .slots =
+        {
+            .quantize_row = {[AZQ_TYPE_F32] = quantize_f32,
+                             [AZQ_TYPE_F16] = quantize_f16,
+                             [AZQ_TYPE_BF16] = quantize_bf16,
+                             [AZQ_TYPE_Q4_0] = quantize_q4_0,
+                             [AZQ_TYPE_Q8_0] = quantize_q8_0},
+            .dequantize_row = {[AZQ_TYPE_F32] = dequantize_f32,
+                               [AZQ_TYPE_F16] = dequantize_f16,
+                               [AZQ_TYPE_BF16] = dequantize_bf16,
+                               [AZQ_TYPE_Q4_0] = dequantize_q4_0,
+                               [AZQ_TYPE_Q8_0] = dequantize_q8_0},
+            .find_bad = find_bad,
+            .quantize_act = quantize_act,
+            .gemm_panel = {[AZQ_TYPE_Q4_0] = gemm_panel_q4_0, [AZQ_TYPE_Q8_0] = gemm_panel_q8_0},
+            AZQ_VEC_SLOTS,
+            .gelu_erf = gelu_erf,
+            .relu = relu,
+        },
+};

@@ -1,0 +1,266 @@
+/* fp32 vector kernels, written once over 8-lane vectors and compiled by every ISA file inside its target
+ * region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
+ *
+ * The including file defines beforehand
+ *   static inline v8 load_f16x8(const uint16_t *p)
+ * after including vec_types.h. Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
+ * with zeros, which leaves the lanes' sums as they are. */
+#include <math.h>
+#include <string.h>
+#include "vec_types.h"
+
+static inline __attribute__((always_inline)) float sum_lanes(v8 low, v8 high) {
+    v8 s = low + high;
+    float a[8];
+    store8(a, s);
+    float b0 = a[0] + a[4], b1 = a[1] + a[5], b2 = a[2] + a[6], b3 = a[3] + a[7];
+    return (b0 + b2) + (b1 + b3);
+}
+
+/* The last n < 16 elements, zero-padded. */
+static inline __attribute__((always_inline)) void load_tail(const float *x, int64_t n, v8 out[2]) {
+    float pad[16] = {0};
+    memcpy(pad, x, (size_t)n * sizeof *x);
+    out[0] = load8(pad);
+    out[1] = load8(pad + 8);
+}
+
+static inline __attribute__((always_inline)) void load_tail_f16(const uint16_t *x, int64_t n, v8 out[2]) {
+    uint16_t pad[16] = {0};
+    memcpy(pad, x, (size_t)n * sizeof *x);
+    out[0] = load_f16x8(pad);
+    out[1] = load_f16x8(pad + 8);
+}
+
+static float dot_f32(const float *x, const void *weights, int64_t n) {
+    const float *w = weights;
+    v8 acc0 = zero8(), acc1 = zero8();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        acc0 += load8(x + i) * load8(w + i);
+        acc1 += load8(x + i + 8) * load8(w + i + 8);
+    }
+    if (i < n) {
+        v8 xt[2], wt[2];
+        load_tail(x + i, n - i, xt);
+        load_tail(w + i, n - i, wt);
+        acc0 += xt[0] * wt[0];
+        acc1 += xt[1] * wt[1];
+    }
+    return sum_lanes(acc0, acc1);
+}
+
+static float dot_f16(const float *x, const void *weights, int64_t n) {
+    const uint16_t *w = weights;
+    v8 acc0 = zero8(), acc1 = zero8();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        acc0 += load8(x + i) * load_f16x8(w + i);
+        acc1 += load8(x + i + 8) * load_f16x8(w + i + 8);
+    }
+    if (i < n) {
+        v8 xt[2], wt[2];
+        load_tail(x + i, n - i, xt);
+        load_tail_f16(w + i, n - i, wt);
+        acc0 += xt[0] * wt[0];
+        acc1 += xt[1] * wt[1];
+    }
+    return sum_lanes(acc0, acc1);
+}
+
+/* Four rows of w at once: each as dot_f32 gives it. */
+static void dot4_f32(const float *x, const float *w, int64_t ldw, int64_t k, float *out) {
+    const float *w0 = w, *w1 = w + ldw, *w2 = w + 2 * ldw, *w3 = w + 3 * ldw;
+    v8 a00 = zero8(), a01 = zero8(), a10 = zero8(), a11 = zero8();
+    v8 a20 = zero8(), a21 = zero8(), a30 = zero8(), a31 = zero8();
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+        v8 x0 = load8(x + i), x1 = load8(x + i + 8);
+        a00 += x0 * load8(w0 + i);
+        a01 += x1 * load8(w0 + i + 8);
+        a10 += x0 * load8(w1 + i);
+        a11 += x1 * load8(w1 + i + 8);
+        a20 += x0 * load8(w2 + i);
+        a21 += x1 * load8(w2 + i + 8);
+        a30 += x0 * load8(w3 + i);
+        a31 += x1 * load8(w3 + i + 8);
+    }
+    if (i < k) {
+        v8 xt[2], wt[2];
+        load_tail(x + i, k - i, xt);
+        load_tail(w0 + i, k - i, wt);
+        a00 += xt[0] * wt[0];
+        a01 += xt[1] * wt[1];
+        load_tail(w1 + i, k - i, wt);
+        a10 += xt[0] * wt[0];
+        a11 += xt[1] * wt[1];
+        load_tail(w2 + i, k - i, wt);
+        a20 += xt[0] * wt[0];
+        a21 += xt[1] * wt[1];
+        load_tail(w3 + i, k - i, wt);
+        a30 += xt[0] * wt[0];
+        a31 += xt[1] * wt[1];
+    }
+    out[0] = sum_lanes(a00, a01);
+    out[1] = sum_lanes(a10, a11);
+    out[2] = sum_lanes(a20, a21);
+    out[3] = sum_lanes(a30, a31);
+}
+
+static void axpy_f32(float a, const void *src, float *y, int64_t n) {
+    const float *x = src;
+    v8 scale = set8(a);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        store8(y + i, load8(y + i) + scale * load8(x + i));
+    }
+    for (; i < n; i++) {
+        y[i] += a * x[i];
+    }
+}
+
+static void axpy_f16(float a, const void *src, float *y, int64_t n) {
+    const uint16_t *x = src;
+    v8 scale = set8(a);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        store8(y + i, load8(y + i) + scale * load_f16x8(x + i));
+    }
+    if (i < n) {
+        v8 xt[2];
+        float t[8];
+        load_tail_f16(x + i, n - i, xt);
+        store8(t, xt[0]);
+        for (int64_t j = 0; i < n; i++, j++) {
+            y[i] += a * t[j];
+        }
+    }
+}
+
+/* Sum of (x - shift), or of its square. */
+static inline __attribute__((always_inline)) float sum_shifted(const float *x, float shift, int64_t n, int square) {
+    v8 s = set8(shift), acc0 = zero8(), acc1 = zero8();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v8 d0 = load8(x + i) - s, d1 = load8(x + i + 8) - s;
+        acc0 += square ? d0 * d0 : d0;
+        acc1 += square ? d1 * d1 : d1;
+    }
+    if (i < n) {
+        float pad[16];
+        for (int j = 0; j < 16; j++) {
+            pad[j] = i + j < n ? x[i + j] : shift; /* shift - shift adds nothing */
+        }
+        v8 d0 = load8(pad) - s, d1 = load8(pad + 8) - s;
+        acc0 += square ? d0 * d0 : d0;
+        acc1 += square ? d1 * d1 : d1;
+    }
+    return sum_lanes(acc0, acc1);
+}
+
+static void layer_norm(const float *x, const float *w, const float *b, float eps, float *y, int64_t n) {
+    float mean = sum_shifted(x, 0.0f, n, 0) / (float)n;
+    float variance = sum_shifted(x, mean, n, 1) / (float)n;
+    float scale = 1.0f / sqrtf(variance + eps);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        v8 v = (load8(x + i) - set8(mean)) * set8(scale) * load8(w + i);
+        store8(y + i, b ? v + load8(b + i) : v);
+    }
+    for (; i < n; i++) {
+        float v = (x[i] - mean) * scale * w[i];
+        y[i] = b ? v + b[i] : v;
+    }
+}
+
+static void rms_norm(const float *x, const float *w, float eps, float *y, int64_t n) {
+    float scale = 1.0f / sqrtf(sum_shifted(x, 0.0f, n, 1) / (float)n + eps);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        store8(y + i, load8(x + i) * set8(scale) * load8(w + i));
+    }
+    for (; i < n; i++) {
+        y[i] = x[i] * scale * w[i];
+    }
+}
+
+/* exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 5 for e^r (coefficients: Cephes expf),
+ * 2^n by adding n to the exponent. About 2 units in the last place; 0 below -86.5, e^88.3 above 88.3. */
+static inline __attribute__((always_inline)) v8 exp8(v8 x) {
+    const v8 lowest = set8(-86.5f), highest = set8(88.3f), magic = set8(12582912.0f);
+    v8i too_low = x < lowest;
+    v8 v = select8(too_low, lowest, x);
+    v = select8(v > highest, highest, v);
+    v8 shifted = v * set8(1.44269504088896341f) + magic; /* rounds to the nearest integer */
+    v8 n = shifted - magic;
+    v8 r = v - n * set8(0.693359375f) - n * set8(-2.12194440e-4f);
+    v8 p = set8(1.9875691500e-4f);
+    p = p * r + set8(1.3981999507e-3f);
+    p = p * r + set8(8.3334519073e-3f);
+    p = p * r + set8(4.1665795894e-2f);
+    p = p * r + set8(1.6666665459e-1f);
+    p = p * r + set8(5.0000001201e-1f);
+    p = p * (r * r) + r + set8(1.0f);
+    v8i exponent = ((v8i)shifted - (v8i)magic) << 23;
+    v8 e = (v8)((v8i)p + exponent);
+    e = select8(too_low, zero8(), e);
+    return select8(x == x, e, x); /* NaN stays NaN */
+}
+
+static float softmax(float *x, int64_t n) {
+    float max = x[0];
+    for (int64_t i = 1; i < n; i++) {
+        max = x[i] > max ? x[i] : max;
+    }
+    v8 m = set8(max), acc0 = zero8(), acc1 = zero8();
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        v8 e0 = exp8(load8(x + i) - m), e1 = exp8(load8(x + i + 8) - m);
+        store8(x + i, e0);
+        store8(x + i + 8, e1);
+        acc0 += e0;
+        acc1 += e1;
+    }
+    if (i < n) {
+        float pad[16];
+        for (int j = 0; j < 16; j++) {
+            pad[j] = i + j < n ? x[i + j] - max : -1000.0f; /* e^-1000 is 0 here */
+        }
+        v8 e0 = exp8(load8(pad)), e1 = exp8(load8(pad + 8));
+        store8(pad, e0);
+        store8(pad + 8, e1);
+        memcpy(x + i, pad, (size_t)(n - i) * sizeof *x);
+        acc0 += e0;
+        acc1 += e1;
+    }
+    return sum_lanes(acc0, acc1);
+}
+
+static inline __attribute__((always_inline)) v8 silu8(v8 x) { return x / (set8(1.0f) + exp8(-x)); }
+
+/* 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)). */
+static inline __attribute__((always_inline)) v8 gelu_tanh8(v8 x) {
+    v8 u = x * set8(0.79788456080286535588f) * (set8(1.0f) + set8(0.044715f) * x * x);
+    return x / (set8(1.0f) + exp8(set8(-2.0f) * u));
+}
+
+#define AZQ_MAP(name, body)                                    \
+    static void name(float *x, int64_t n) {                    \
+        int64_t i = 0;                                         \
+        for (; i + 8 <= n; i += 8) {                           \
+            store8(x + i, body(load8(x + i)));                 \
+        }                                                      \
+        if (i < n) {                                           \
+            float pad[8] = {0};                                \
+            memcpy(pad, x + i, (size_t)(n - i) * sizeof *x);   \
+            store8(pad, body(load8(pad)));                     \
+            memcpy(x + i, pad, (size_t)(n - i) * sizeof *x);   \
+        }                                                      \
+    }
+AZQ_MAP(silu, silu8)
+AZQ_MAP(gelu_tanh, gelu_tanh8)
+#undef AZQ_MAP
+
+#define AZQ_VEC_SLOTS                                                                                       \
+    .dot4_f32 = dot4_f32, .dot_f32 = dot_f32, .dot_f16 = dot_f16, .axpy_f32 = axpy_f32, .axpy_f16 = axpy_f16, \
+    .layer_norm = layer_norm, .rms_norm = rms_norm, .softmax = softmax, .silu = silu, .gelu_tanh = gelu_tanh

@@ -1,0 +1,234 @@
+/* y = activation(x W^T + bias) + residual: chooses the path, splits it over the threads. */
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include "matrix.h"
+#include "threads.h"
+
+enum {
+    ROWS_PER_TASK = 64, /* activation rows that stay in cache while panels stream by */
+    FP32_COLUMNS = 4,   /* rows of W dequantized at a time */
+};
+
+/* ---- scratch ------------------------------------------------------------------------------------ */
+
+void azq_scratch_free(azq_scratch *s) {
+    azq_free(s->act);
+    azq_free(s->rows);
+    memset(s, 0, sizeof *s);
+}
+
+static azq_status reserve(azq_scratch *s, size_t act_bytes, size_t row_floats) {
+    if (act_bytes > s->act_bytes) {
+        azq_free(s->act);
+        s->act_of = NULL;
+        s->act_bytes = 0;
+        s->act = azq_alloc(act_bytes);
+        if (!s->act) {
+            return AZQ_E_NOMEM;
+        }
+        s->act_bytes = act_bytes;
+    }
+    int workers = azq_threads();
+    if (row_floats > s->row_floats || workers > s->workers) {
+        row_floats = row_floats > s->row_floats ? row_floats : s->row_floats;
+        row_floats = (row_floats + 15) / 16 * 16;
+        azq_free(s->rows);
+        s->row_floats = 0;
+        s->rows = azq_alloc(row_floats * sizeof(float) * (size_t)workers);
+        if (!s->rows) {
+            return AZQ_E_NOMEM;
+        }
+        s->row_floats = row_floats;
+        s->workers = workers;
+    }
+    return AZQ_OK;
+}
+
+/* ---- what comes after the sum -------------------------------------------------------------------- */
+
+typedef struct {
+    const azq_linear *layer;
+    const azq_kernel_slots *kernels;
+    azq_scratch *scratch;
+    const float *x;
+    float *y;
+    int64_t m, ldx, ldy;
+    azq_act act;
+    int64_t panels_per_task, row_tasks;
+} matmul_job;
+
+/* c (columns) are the finished sums of row `row`, columns col .. col + columns - 1 of y. */
+static void finish(const matmul_job *job, int64_t row, int64_t col, int64_t columns, float *c) {
+    const azq_linear *layer = job->layer;
+    if (layer->bias) {
+        for (int64_t j = 0; j < columns; j++) {
+            c[j] += layer->bias[col + j];
+        }
+    }
+    if (layer->activation) {
+        layer->activation(c, columns);
+    }
+    float *y = job->y + row * job->ldy + col;
+    if (layer->residual) {
+        const float *residual = layer->residual + row * layer->ld_residual + col;
+        for (int64_t j = 0; j < columns; j++) {
+            y[j] = c[j] + residual[j];
+        }
+    } else {
+        memcpy(y, c, (size_t)columns * sizeof *y);
+    }
+}
+
+/* ---- int8 ---------------------------------------------------------------------------------------- */
+
+/* Activations of one call: q (m, k), then d, sum8, sum8_pair (m, k / 32). */
+static size_t act_size(int64_t m, int64_t k) { return (size_t)(m * (k + k / 32 * 12)); }
+
+static void act_view(matmul_job *job, int64_t m, int64_t k) {
+    uint8_t *base = job->scratch->act;
+    int64_t blocks = m * (k / 32);
+    job->act.q = (const int8_t *)base;
+    job->act.d = (const float *)(base + m * k);
+    job->act.sum8 = (const int32_t *)(base + m * k) + blocks;
+    job->act.sum8_pair = (const int32_t *)(base + m * k) + 2 * blocks;
+    job->act.k = k;
+}
+
+static void act_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const matmul_job *job = context;
+    int64_t k = job->act.k, blocks = k / 32;
+    int64_t end = (task + 1) * 8 < job->m ? (task + 1) * 8 : job->m;
+    for (int64_t r = task * 8; r < end; r++) {
+        /* The views are const for the kernels that read them; here is where they are filled. */
+        job->kernels->quantize_act(job->x + r * job->ldx, k, (int8_t *)(uintptr_t)job->act.q + r * k,
+                                   (float *)(uintptr_t)job->act.d + r * blocks,
+                                   (int32_t *)(uintptr_t)job->act.sum8 + r * blocks,
+                                   (int32_t *)(uintptr_t)job->act.sum8_pair + r * blocks);
+    }
+}
+
+static void int8_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const matmul_job *job = context;
+    const azq_matrix *w = job->layer->w;
+    const uint8_t *packed = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
+    azq_gemm_panel_fn *gemm = job->kernels->gemm_panel[w->type];
+    int64_t row0 = task % job->row_tasks * ROWS_PER_TASK;
+    int64_t rows = job->m - row0 < ROWS_PER_TASK ? job->m - row0 : ROWS_PER_TASK;
+    int64_t panel0 = task / job->row_tasks * job->panels_per_task;
+    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
+    int64_t panel_end = panel0 + job->panels_per_task < panels ? panel0 + job->panels_per_task : panels;
+    float c[ROWS_PER_TASK * AZQ_PANEL];
+    for (int64_t p = panel0; p < panel_end; p++) {
+        gemm(&job->act, row0, rows, packed + p * w->panel_bytes, c);
+        int64_t columns = w->n - p * AZQ_PANEL < AZQ_PANEL ? w->n - p * AZQ_PANEL : AZQ_PANEL;
+        for (int64_t r = 0; r < rows; r++) {
+            finish(job, row0 + r, p * AZQ_PANEL, columns, c + r * AZQ_PANEL);
+        }
+    }
+}
+
+static azq_status run_int8(matmul_job *job) {
+    azq_matrix *w = job->layer->w;
+    azq_status status = azq_matrix_pack(w);
+    if (status == AZQ_OK) {
+        status = reserve(job->scratch, act_size(job->m, w->k), 0);
+    }
+    if (status != AZQ_OK) {
+        return status;
+    }
+    act_view(job, job->m, w->k);
+    azq_scratch *s = job->scratch;
+    if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k) {
+        azq_parallel((job->m + 7) / 8, AZQ_MAX_THREADS, act_task, job);
+        s->act_of = job->x;
+        s->act_m = job->m;
+        s->act_k = w->k;
+    }
+    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
+    int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
+    /* About 64 Ki multiply-adds a task at the least, and a few tasks per thread so that none waits long. */
+    int64_t per_task = 65536 / (rows * w->k * AZQ_PANEL / 16 + 1) + 1;
+    int64_t spread = panels / (8 * azq_threads()) + 1;
+    job->panels_per_task = per_task > spread ? per_task : spread;
+    job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    azq_parallel((panels + job->panels_per_task - 1) / job->panels_per_task * job->row_tasks, AZQ_MAX_THREADS, int8_task,
+                 job);
+    return AZQ_OK;
+}
+
+/* ---- fp32 ---------------------------------------------------------------------------------------- */
+
+static void fp32_task(void *context, int64_t task, int worker) {
+    const matmul_job *job = context;
+    const azq_matrix *w = job->layer->w;
+    float *rows = job->scratch->rows + (size_t)worker * job->scratch->row_floats;
+    int64_t first = task * AZQ_PANEL;
+    int64_t columns = w->n - first < AZQ_PANEL ? w->n - first : AZQ_PANEL;
+    for (int64_t j = 0; j < AZQ_PANEL; j++) {
+        if (j < columns) {
+            job->kernels->dequantize_row[w->type](w->data + (first + j) * w->row_bytes, rows + j * w->k, w->k);
+        } else {
+            memset(rows + j * w->k, 0, (size_t)w->k * sizeof *rows);
+        }
+    }
+    for (int64_t r = 0; r < job->m; r++) {
+        float c[AZQ_PANEL];
+        for (int64_t j = 0; j < columns; j += FP32_COLUMNS) {
+            job->kernels->dot4_f32(job->x + r * job->ldx, rows + j * w->k, w->k, w->k, c + j);
+        }
+        finish(job, r, first, columns, c);
+    }
+}
+
+static azq_status run_fp32(matmul_job *job) {
+    const azq_matrix *w = job->layer->w;
+    azq_status status = reserve(job->scratch, 0, (size_t)(w->k * AZQ_PANEL));
+    if (status == AZQ_OK) {
+        azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, job->scratch->workers, fp32_task, job);
+    }
+    return status;
+}
+
+/* ---- entries ------------------------------------------------------------------------------------- */
+
+azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
+                          float *y, int64_t ldy, int compute) {
+    const azq_matrix *w = layer->w;
+    if (m > INT64_MAX / 128 / (w->k + 1)) {
+        return AZQ_E_SHAPE;
+    }
+    if (m == 0 || w->n == 0) {
+        return AZQ_OK;
+    }
+    const azq_kernel_slots *kernels = azq_active();
+    int has_int8 = kernels->gemm_panel[w->type] != NULL;
+    if (compute == AZQ_COMPUTE_AUTO) {
+        compute = has_int8 ? AZQ_COMPUTE_INT8 : AZQ_COMPUTE_FP32;
+    }
+    if (compute == AZQ_COMPUTE_INT8 && !has_int8) {
+        return AZQ_E_TYPE;
+    }
+    matmul_job job = {.layer = layer, .kernels = kernels, .scratch = scratch, .x = x, .y = y, .m = m, .ldx = ldx, .ldy = ldy};
+    return compute == AZQ_COMPUTE_INT8 ? run_int8(&job) : run_fp32(&job);
+}
+
+azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute) {
+    if (!w || ((!x || !y) && m > 0 && w->n > 0 && w->k > 0)) {
+        return AZQ_E_NULL;
+    }
+    if (m < 0 || (m > 1 && (ldx < w->k || ldy < w->n))) {
+        return AZQ_E_SHAPE;
+    }
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32) {
+        return AZQ_E_TYPE;
+    }
+    azq_scratch scratch = {0};
+    azq_linear layer = {.w = w};
+    azq_status status = azq_linear_run(&layer, &scratch, x, m, ldx, y, ldy, compute);
+    azq_scratch_free(&scratch);
+    return status;
+}

@@ -1,0 +1,48 @@
+#ifndef AZQ_MATRIX_H
+#define AZQ_MATRIX_H
+#include <stddef.h>
+#include "azq.h"
+#include "azq_kernels.h"
+/* What pack.c, matmul.c and program.c share. */
+
+struct azq_matrix {
+    int type;
+    int64_t n, k, row_bytes;
+    const uint8_t *data;            /* (n, row_bytes), the caller's */
+    _Atomic(uint8_t *) packed;      /* (ceil(n / 16), panel_bytes); NULL until packed */
+    int64_t panel_bytes;
+};
+
+/* 64-byte aligned, with huge pages asked for where that helps; NULL when there is no memory. */
+void *azq_alloc(size_t bytes);
+void azq_free(void *p);
+
+/* ---- one linear layer ---- */
+
+typedef struct {
+    azq_matrix *w;
+    const float *bias;     /* (n) or NULL */
+    const float *residual; /* (m, ld_residual) or NULL; may be the output itself */
+    int64_t ld_residual;
+    azq_map_fn *activation; /* or NULL */
+} azq_linear;
+
+/* Memory for quantized activations and per-worker scratch; grows, never shrinks. Zero-initialize. */
+typedef struct {
+    uint8_t *act;
+    size_t act_bytes;
+    float *rows; /* per worker: dequantized rows and a tile of results */
+    size_t row_floats;
+    int workers;
+    /* The activations that `act` holds, so that weights with the same input share them. */
+    const float *act_of;
+    int64_t act_m, act_k;
+} azq_scratch;
+
+void azq_scratch_free(azq_scratch *s);
+
+/* y (m, n) = activation(x W^T + bias) + residual. */
+azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
+                          float *y, int64_t ldy, int compute);
+
+#endif

@@ -1,0 +1,265 @@
+/* Each op of a program, one function an op: rows (or rows x heads) over the threads. */
+#include <math.h>
+#include <string.h>
+#include "program.h"
+#include "threads.h"
+
+typedef struct {
+    azq_program *p;
+    const azq_op *op;
+    const azq_step *step;
+    int64_t rows;
+} op_job;
+
+enum { ROWS_PER_TASK = 8 };
+
+static float *row_of(const azq_program *p, int32_t buffer, int64_t row, int64_t col) {
+    return p->data[buffer] + row * p->buffers[buffer].width + col;
+}
+
+typedef void row_fn(const op_job *job, int64_t row);
+
+typedef struct {
+    op_job job;
+    row_fn *fn;
+} row_job;
+
+static void row_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const row_job *rows = context;
+    int64_t first = task * ROWS_PER_TASK;
+    int64_t end = first + ROWS_PER_TASK < rows->job.rows ? first + ROWS_PER_TASK : rows->job.rows;
+    for (int64_t row = first; row < end; row++) {
+        rows->fn(&rows->job, row);
+    }
+}
+
+static void for_each_row(azq_program *p, const azq_op *op, const azq_step *step, row_fn *fn) {
+    int64_t rows = p->buffers[op->out].outputs ? step->n_out : step->n_tokens;
+    row_job job = {{p, op, step, rows}, fn};
+    azq_parallel((rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, AZQ_MAX_THREADS, row_task, &job);
+}
+
+/* ---- embedding ---------------------------------------------------------------------------------- */
+
+static void embed_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    const azq_kernel_slots *kernels = job->step->kernels;
+    float *out = row_of(job->p, op->out, row, op->out_col);
+    const azq_matrix *w = op->w;
+    kernels->dequantize_row[w->type](w->data + job->step->tokens[row] * w->row_bytes, out, w->k);
+    if (op->scale != 1.0f) {
+        for (int64_t i = 0; i < w->k; i++) {
+            out[i] *= op->scale;
+        }
+    }
+    if (op->w2) {
+        const uint8_t *data = op->w2->data + job->step->position[row] * op->w2->row_bytes;
+        float positions[256];
+        int64_t block = 256, row_bytes = azq_row_bytes(op->w2->type, block);
+        for (int64_t i = 0; i < w->k; i += block, data += row_bytes) {
+            int64_t n = w->k - i < block ? w->k - i : block;
+            kernels->dequantize_row[op->w2->type](data, positions, n);
+            for (int64_t j = 0; j < n; j++) {
+                out[i + j] += positions[j];
+            }
+        }
+    }
+}
+
+/* ---- norms -------------------------------------------------------------------------------------- */
+
+static void norm_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    const float *a = row_of(job->p, op->a, row, op->a_col);
+    float *out = row_of(job->p, op->out, row, op->out_col);
+    if (op->kind == AZQ_OP_LAYER_NORM) {
+        job->step->kernels->layer_norm(a, op->vec0, op->vec1, op->eps, out, op->width);
+    } else {
+        job->step->kernels->rms_norm(a, op->vec0, op->eps, out, op->width);
+    }
+}
+
+/* ---- linear ------------------------------------------------------------------------------------- */
+
+static azq_map_fn *activation_of(const azq_kernel_slots *kernels, int32_t activation) {
+    switch (activation) {
+    case AZQ_ACT_GELU_TANH: return kernels->gelu_tanh;
+    case AZQ_ACT_GELU_ERF: return kernels->gelu_erf;
+    case AZQ_ACT_SILU: return kernels->silu;
+    case AZQ_ACT_RELU: return kernels->relu;
+    default: return NULL;
+    }
+}
+
+static azq_status run_linear(azq_program *p, const azq_op *op, const azq_step *step) {
+    int64_t rows = p->buffers[op->out].outputs ? step->n_out : step->n_tokens;
+    azq_linear layer = {.w = op->w, .bias = op->vec0, .activation = activation_of(step->kernels, op->activation)};
+    if (op->b >= 0) {
+        layer.residual = row_of(p, op->b, 0, op->b_col);
+        layer.ld_residual = p->buffers[op->b].width;
+    }
+    return azq_linear_run(&layer, &p->scratch, row_of(p, op->a, 0, op->a_col), rows, p->buffers[op->a].width,
+                          row_of(p, op->out, 0, op->out_col), p->buffers[op->out].width, step->compute);
+}
+
+/* ---- gated activation ---------------------------------------------------------------------------- */
+
+static void glu_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    float *out = row_of(job->p, op->out, row, op->out_col);
+    const float *b = row_of(job->p, op->b, row, op->b_col);
+    memmove(out, row_of(job->p, op->a, row, op->a_col), (size_t)op->width * sizeof *out);
+    azq_map_fn *activation = activation_of(job->step->kernels, op->activation);
+    if (activation) {
+        activation(out, op->width);
+    }
+    for (int64_t i = 0; i < op->width; i++) {
+        out[i] *= b[i];
+    }
+}
+
+/* ---- rope --------------------------------------------------------------------------------------- */
+
+/* The angle is position * frequency rounded to fp32; its cosine and sine come from double. */
+static void rope_table_row(const op_job *job, int64_t row) {
+    int64_t half = job->op->n_rot / 2;
+    float *cosines = job->p->rope_table + row * 2 * half, *sines = cosines + half;
+    for (int64_t i = 0; i < half; i++) {
+        double angle = (double)((float)job->step->position[row] * job->op->vec0[i]);
+        cosines[i] = (float)cos(angle) * job->op->scale;
+        sines[i] = (float)sin(angle) * job->op->scale;
+    }
+}
+
+static void rope_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    int64_t half = op->n_rot / 2;
+    const float *cosines = job->p->rope_table + row * 2 * half, *sines = cosines + half;
+    int64_t step = op->rope_mode == AZQ_ROPE_NEOX ? 1 : 2, apart = op->rope_mode == AZQ_ROPE_NEOX ? half : 1;
+    for (int64_t head = 0; head < op->n_head; head++) {
+        float *x = row_of(job->p, op->out, row, op->out_col + head * op->head_dim);
+        for (int64_t i = 0; i < half; i++) {
+            float first = x[i * step], second = x[i * step + apart];
+            x[i * step] = first * cosines[i] - second * sines[i];
+            x[i * step + apart] = first * sines[i] + second * cosines[i];
+        }
+    }
+}
+
+static azq_status run_rope(azq_program *p, const azq_op *op, const azq_step *step) {
+    if (p->rope_of != op->vec0) {
+        size_t floats = (size_t)(step->n_tokens * op->n_rot);
+        if (floats > p->rope_floats) {
+            azq_free(p->rope_table);
+            p->rope_floats = 0;
+            p->rope_table = azq_alloc(floats * sizeof(float));
+            if (!p->rope_table) {
+                return AZQ_E_NOMEM;
+            }
+            p->rope_floats = floats;
+        }
+        for_each_row(p, op, step, rope_table_row);
+        p->rope_of = op->vec0;
+    }
+    for_each_row(p, op, step, rope_row);
+    return AZQ_OK;
+}
+
+/* ---- attention ---------------------------------------------------------------------------------- */
+
+static void store_kv_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    azq_kv *kv = job->step->kv;
+    int64_t dim = op->head_dim;
+    azq_quantize_row_fn *store = job->step->kernels->quantize_row[kv->type];
+    const float *k = row_of(job->p, op->a, row, op->a_col + op->n_head * dim);
+    const float *v = k + op->n_head_kv * dim;
+    for (int64_t head = 0; head < op->n_head_kv; head++) {
+        size_t at = azq_kv_offset(kv, op->layer, job->step->sequence[row], head) +
+                    (size_t)(job->step->position[row] * dim) * kv->element;
+        store(k + head * dim, kv->keys + at, dim);
+        store(v + head * dim, kv->values + at, dim);
+    }
+}
+
+/* One query head of one token against positions 0 .. position of its sequence, in order. */
+static void attention_task(void *context, int64_t task, int worker) {
+    const op_job *job = context;
+    const azq_op *op = job->op;
+    const azq_step *step = job->step;
+    const azq_kv *kv = step->kv;
+    int64_t row = task / op->n_head, head = task % op->n_head, dim = op->head_dim;
+    int64_t n = step->position[row] + 1;
+    int64_t kv_head = head / (op->n_head / op->n_head_kv);
+    size_t base = azq_kv_offset(kv, op->layer, step->sequence[row], kv_head), stride = (size_t)dim * kv->element;
+    azq_dot_fn *dot = kv->type == AZQ_TYPE_F16 ? step->kernels->dot_f16 : step->kernels->dot_f32;
+    azq_axpy_fn *axpy = kv->type == AZQ_TYPE_F16 ? step->kernels->axpy_f16 : step->kernels->axpy_f32;
+    float *scores = job->p->scores + (size_t)worker * (size_t)job->p->score_columns;
+    const float *query = row_of(job->p, op->a, row, op->a_col + head * dim);
+    float *out = row_of(job->p, op->out, row, op->out_col + head * dim);
+    for (int64_t i = 0; i < n; i++) {
+        scores[i] = op->scale * dot(query, kv->keys + base + (size_t)i * stride, dim);
+    }
+    float sum = step->kernels->softmax(scores, n);
+    memset(out, 0, (size_t)dim * sizeof *out);
+    for (int64_t i = 0; i < n; i++) {
+        axpy(scores[i], kv->values + base + (size_t)i * stride, out, dim);
+    }
+    for (int64_t i = 0; i < dim; i++) {
+        out[i] /= sum;
+    }
+}
+
+static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step *step) {
+    const azq_kv *kv = step->kv;
+    if (op->layer >= kv->n_layer || op->n_head_kv != kv->n_head_kv || op->head_dim != kv->head_dim) {
+        return AZQ_E_SHAPE;
+    }
+    int workers = azq_threads();
+    if (workers > p->score_workers || kv->n_ctx > p->score_columns) {
+        azq_free(p->scores);
+        p->score_workers = 0;
+        int64_t columns = (kv->n_ctx + 15) / 16 * 16;
+        p->scores = azq_alloc((size_t)(columns * workers) * sizeof(float));
+        if (!p->scores) {
+            return AZQ_E_NOMEM;
+        }
+        p->score_columns = columns;
+        p->score_workers = workers;
+    }
+    for_each_row(p, op, step, store_kv_row);
+    op_job job = {p, op, step, step->n_tokens};
+    azq_parallel(step->n_tokens * op->n_head, p->score_workers, attention_task, &job);
+    return AZQ_OK;
+}
+
+/* ---- select ------------------------------------------------------------------------------------- */
+
+static void select_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    memcpy(row_of(job->p, op->out, row, op->out_col), row_of(job->p, op->a, job->step->out_rows[row], op->a_col),
+           (size_t)op->width * sizeof(float));
+}
+
+azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step) {
+    azq_status status = AZQ_OK;
+    switch (op->kind) {
+    case AZQ_OP_EMBED: for_each_row(p, op, step, embed_row); break;
+    case AZQ_OP_LAYER_NORM:
+    case AZQ_OP_RMS_NORM: for_each_row(p, op, step, norm_row); break;
+    case AZQ_OP_LINEAR: status = run_linear(p, op, step); break;
+    case AZQ_OP_ROPE: status = run_rope(p, op, step); break;
+    case AZQ_OP_ATTENTION: status = run_attention(p, op, step); break;
+    case AZQ_OP_GLU: for_each_row(p, op, step, glu_row); break;
+    case AZQ_OP_SELECT: for_each_row(p, op, step, select_row); break;
+    default: return AZQ_E_PROGRAM;
+    }
+    /* Quantized activations of this buffer are stale now, whatever column they began at. */
+    const float *first = p->data[op->out];
+    const float *cached = p->scratch.act_of;
+    if (cached && cached >= first && cached < first + p->buffers[op->out].width) {
+        p->scratch.act_of = NULL;
+    }
+    return status;
+}

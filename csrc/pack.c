@@ -1,0 +1,223 @@
+/* Matrices and their packed form (the layout is drawn in azq_kernels.h). */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* MADV_HUGEPAGE */
+#endif
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "matrix.h"
+#include "threads.h"
+
+/* ---- memory ------------------------------------------------------------------------------------- */
+
+/* The allocation's size stands in the 64 bytes before it. */
+enum { HEADER = 64, HUGE_PAGE = 2 << 20 };
+
+void *azq_alloc(size_t bytes) {
+    if (bytes > SIZE_MAX - HEADER - HUGE_PAGE) {
+        return NULL;
+    }
+    size_t total = bytes + HEADER;
+    size_t alignment = total >= HUGE_PAGE ? HUGE_PAGE : 64;
+    total = (total + alignment - 1) / alignment * alignment;
+    uint8_t *p = aligned_alloc(alignment, total);
+    if (!p) {
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    if (alignment == HUGE_PAGE) {
+        (void)madvise(p, total, MADV_HUGEPAGE); /* a wish; refusal changes nothing */
+    }
+#endif
+    return p + HEADER;
+}
+
+void azq_free(void *p) {
+    if (p) {
+        free((uint8_t *)p - HEADER);
+    }
+}
+
+/* ---- matrices ----------------------------------------------------------------------------------- */
+
+azq_status azq_matrix_create(int type, const void *data, int64_t n, int64_t k, azq_matrix **out) {
+    if (!out || (!data && n > 0 && k > 0)) {
+        return AZQ_E_NULL;
+    }
+    *out = NULL;
+    if (type < 0 || type >= AZQ_TYPE_COUNT || azq_row_bytes(type, 0) < 0) {
+        return AZQ_E_TYPE;
+    }
+    int64_t row_bytes = azq_row_bytes(type, k);
+    if (n < 0 || row_bytes < 0 || (row_bytes > 0 && n > INT64_MAX / 8 / row_bytes) || k > INT64_MAX / 64) {
+        return AZQ_E_SHAPE;
+    }
+    azq_matrix *w = calloc(1, sizeof *w);
+    if (!w) {
+        return AZQ_E_NOMEM;
+    }
+    w->type = type;
+    w->n = n;
+    w->k = k;
+    w->row_bytes = row_bytes;
+    w->data = data;
+    w->panel_bytes = azq_panel_bytes(type, k);
+    *out = w;
+    return AZQ_OK;
+}
+
+void azq_matrix_free(azq_matrix *w) {
+    if (w) {
+        azq_free(atomic_load(&w->packed));
+        free(w);
+    }
+}
+
+int64_t azq_group_bytes(int type, int64_t b) {
+    switch (type) {
+    case AZQ_TYPE_Q4_0: return b * (AZQ_PANEL * 2 + 256);
+    case AZQ_TYPE_Q8_0: return b * (AZQ_PANEL * 2 + 512);
+    default: return 0;
+    }
+}
+
+int64_t azq_panel_bytes(int type, int64_t k) {
+    int64_t bytes = azq_group_bytes(type, k / 32);
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Calls `block(file block, scale slot, packed block, column)` for every block of a panel, both ways. */
+typedef void visit_block_fn(uint8_t *file, uint8_t *scale, uint8_t *packed, int column);
+
+static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8_t *packed, visit_block_fn *visit) {
+    int64_t n_blocks = w->k / 32;
+    int64_t file_block = n_blocks ? w->row_bytes / n_blocks : 0;
+    int64_t packed_block = azq_group_bytes(w->type, 1) - AZQ_PANEL * 2;
+    int64_t columns = w->n - panel * AZQ_PANEL < AZQ_PANEL ? w->n - panel * AZQ_PANEL : AZQ_PANEL;
+    uint8_t *group = packed + panel * w->panel_bytes;
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        uint8_t *lines = group + in_group * AZQ_PANEL * 2;
+        for (int64_t n = 0; n < columns; n++) {
+            uint8_t *row = file + (panel * AZQ_PANEL + n) * w->row_bytes;
+            for (int64_t b = 0; b < in_group; b++) {
+                visit(row + (g + b) * file_block, group + (b * AZQ_PANEL + n) * 2, lines + b * packed_block, (int)n);
+            }
+        }
+        group = lines + in_group * packed_block;
+    }
+}
+
+/* Weight k of a Q4_0 block lies in byte k % 16 of qs, high nibble for k >= 16. Packed, byte j of dword i
+ * holds weights 8i + order[j] (low) and 8i + order[4 + j] (high). */
+static unsigned nibble(const uint8_t *qs, int k) { return k < 16 ? qs[k] & 15u : qs[k - 16] >> 4; }
+
+static void pack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
+    const uint8_t *qs = file + 2;
+    memcpy(scale, file, 2);
+    for (int i = 0; i < 4; i++) {
+        for (int j = 0; j < 4; j++) {
+            unsigned low = nibble(qs, 8 * i + azq_lane_order[j]), high = nibble(qs, 8 * i + azq_lane_order[4 + j]);
+            packed[64 * i + 4 * column + j] = (uint8_t)(low | high << 4);
+        }
+    }
+}
+
+static void unpack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
+    memcpy(file, scale, 2);
+    memset(file + 2, 0, 16);
+    for (int i = 0; i < 4; i++) {
+        for (int j = 0; j < 8; j++) {
+            unsigned byte = packed[64 * i + 4 * column + (j & 3)];
+            unsigned q = j < 4 ? byte & 15u : byte >> 4;
+            int k = 8 * i + azq_lane_order[j];
+            file[2 + (k & 15)] |= (uint8_t)(k < 16 ? q : q << 4);
+        }
+    }
+}
+
+static void pack_q8_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
+    memcpy(scale, file, 2);
+    for (int k = 0; k < 32; k++) {
+        int from = (k & ~7) + azq_lane_order[k & 7];
+        packed[64 * (k >> 2) + 4 * column + (k & 3)] = file[2 + from];
+    }
+}
+
+static void unpack_q8_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
+    memcpy(file, scale, 2);
+    for (int k = 0; k < 32; k++) {
+        file[2 + (k & ~7) + azq_lane_order[k & 7]] = packed[64 * (k >> 2) + 4 * column + (k & 3)];
+    }
+}
+
+/* Columns that W lacks: scale 0 and weight 0 (nibble 8), so that they never make a NaN. */
+static void fill_padding(const azq_matrix *w, uint8_t *packed) {
+    int64_t n_blocks = w->k / 32, panel = w->n / AZQ_PANEL;
+    int64_t packed_block = azq_group_bytes(w->type, 1) - AZQ_PANEL * 2;
+    uint8_t *group = packed + panel * w->panel_bytes;
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        memset(group, 0, (size_t)(in_group * AZQ_PANEL * 2));
+        uint8_t *lines = group + in_group * AZQ_PANEL * 2;
+        memset(lines, w->type == AZQ_TYPE_Q4_0 ? 0x88 : 0, (size_t)(in_group * packed_block));
+        group = lines + in_group * packed_block;
+    }
+}
+
+typedef struct {
+    const azq_matrix *w;
+    uint8_t *file, *packed;
+    visit_block_fn *visit;
+} visit_job;
+
+static void visit_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const visit_job *job = context;
+    visit_panel(job->w, task, job->file, job->packed, job->visit);
+}
+
+azq_status azq_matrix_pack(azq_matrix *w) {
+    if (!w) {
+        return AZQ_E_NULL;
+    }
+    if (w->type != AZQ_TYPE_Q4_0 && w->type != AZQ_TYPE_Q8_0) {
+        return AZQ_E_TYPE;
+    }
+    if (atomic_load(&w->packed)) {
+        return AZQ_OK;
+    }
+    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
+    uint8_t *packed = azq_alloc((size_t)(panels * w->panel_bytes));
+    if (!packed) {
+        return AZQ_E_NOMEM;
+    }
+    if (w->n % AZQ_PANEL) {
+        fill_padding(w, packed);
+    }
+    visit_job job = {w, (uint8_t *)(uintptr_t)w->data, packed, w->type == AZQ_TYPE_Q4_0 ? pack_q4_0 : pack_q8_0};
+    azq_parallel(panels, AZQ_MAX_THREADS, visit_task, &job);
+    uint8_t *expected = NULL;
+    if (!atomic_compare_exchange_strong(&w->packed, &expected, packed)) {
+        azq_free(packed); /* another thread was faster */
+    }
+    return AZQ_OK;
+}
+
+int64_t azq_matrix_packed_bytes(const azq_matrix *w) {
+    return w && atomic_load(&w->packed) ? (w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes : 0;
+}
+
+azq_status azq_matrix_unpack(const azq_matrix *w, void *dst) {
+    if (!w || !dst) {
+        return AZQ_E_NULL;
+    }
+    uint8_t *packed = atomic_load(&w->packed);
+    if (!packed) {
+        return AZQ_E_TYPE;
+    }
+    visit_job job = {w, dst, packed, w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0};
+    azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
+    return AZQ_OK;
+}

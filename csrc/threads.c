@@ -1,0 +1,164 @@
+#include "threads.h"
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include "azq.h"
+#include "azq_target.h"
+
+/* A job is published through one 64-bit ticket: generation in the high half, tasks left in the low half.
+ * A worker takes a task by compare-and-swap on the ticket, so one that slept through a job cannot take a
+ * task of the next by mistake, and the caller waits for tasks, never for workers: a worker that the system
+ * does not schedule costs nothing. */
+static struct {
+    pthread_mutex_t owner; /* held by the thread whose job runs */
+    pthread_mutex_t sleep;
+    pthread_cond_t wake;
+    _Atomic uint64_t ticket;
+    _Atomic uint32_t done;
+    _Atomic int sleepers;
+    int n_started;         /* workers 1 .. n_started exist; owner's */
+    _Atomic int n_threads; /* wanted, the caller included */
+    _Atomic int n_active;  /* workers with a number >= this stay out of the current job */
+    azq_task_fn *fn;
+    void *context;
+    uint32_t n_tasks;
+} pool = {
+    .owner = PTHREAD_MUTEX_INITIALIZER,
+    .sleep = PTHREAD_MUTEX_INITIALIZER,
+    .wake = PTHREAD_COND_INITIALIZER,
+    .n_threads = 1,
+};
+
+enum { SPINS = 4000 }; /* about 30 microseconds of pauses before a worker sleeps */
+
+static inline void relax(void) {
+#if AZQ_X86
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Takes one task of generation `generation`; returns how many were left (>= 1), or 0 when none is. */
+static uint32_t take(uint32_t generation) {
+    uint64_t ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+    for (;;) {
+        uint32_t left = (uint32_t)ticket;
+        if (ticket >> 32 != generation || left == 0) {
+            return 0;
+        }
+        if (atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket - 1, memory_order_acq_rel,
+                                                  memory_order_acquire)) {
+            return left;
+        }
+    }
+}
+
+static void work(uint32_t generation, int worker) {
+    uint32_t left;
+    while ((left = take(generation)) != 0) {
+        /* fn, context and n_tasks cannot change before this task is counted as done. */
+        pool.fn(pool.context, (int64_t)(pool.n_tasks - left), worker);
+        atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
+    }
+}
+
+static void *worker_main(void *argument) {
+    int worker = (int)(intptr_t)argument;
+    uint32_t seen = 0;
+    for (;;) {
+        uint32_t generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
+        for (int i = 0; i < SPINS && generation == seen; i++) {
+            relax();
+            generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
+        }
+        if (generation == seen) {
+            pthread_mutex_lock(&pool.sleep);
+            atomic_fetch_add(&pool.sleepers, 1);
+            while ((generation = (uint32_t)(atomic_load(&pool.ticket) >> 32)) == seen) {
+                pthread_cond_wait(&pool.wake, &pool.sleep);
+            }
+            atomic_fetch_sub(&pool.sleepers, 1);
+            pthread_mutex_unlock(&pool.sleep);
+        }
+        seen = generation;
+        if (worker < atomic_load(&pool.n_active)) {
+            work(generation, worker);
+        }
+    }
+    return NULL;
+}
+
+/* Only the forking thread lives on in the child: forget the workers and start anew when asked. */
+static void after_fork_in_child(void) {
+    pthread_mutex_init(&pool.owner, NULL);
+    pthread_mutex_init(&pool.sleep, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    atomic_store(&pool.sleepers, 0);
+    pool.n_started = 0;
+    /* A job of another thread may have been cut in two by the fork: leave nothing of it to take. */
+    atomic_store(&pool.ticket, atomic_load(&pool.ticket) & ~(uint64_t)UINT32_MAX);
+}
+
+static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+static void start_workers(int n) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_fork_handler);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    while (pool.n_started < n - 1) {
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, worker_main, (void *)(intptr_t)(pool.n_started + 1)) != 0) {
+            break; /* fewer workers: slower, still right */
+        }
+        pool.n_started++;
+    }
+    pthread_attr_destroy(&attributes);
+}
+
+void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *context) {
+    int n = atomic_load(&pool.n_threads);
+    n = n < max_workers ? n : max_workers;
+    if (n < 2 || n_tasks < 2 || n_tasks > (int64_t)UINT32_MAX || pthread_mutex_trylock(&pool.owner) != 0) {
+        for (int64_t task = 0; task < n_tasks; task++) {
+            fn(context, task, 0);
+        }
+        return;
+    }
+    if (pool.n_started < n - 1) {
+        start_workers(n);
+    }
+    pool.fn = fn;
+    pool.context = context;
+    pool.n_tasks = (uint32_t)n_tasks;
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    atomic_store(&pool.n_active, n);
+    uint32_t generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&pool.ticket, (uint64_t)generation << 32 | (uint32_t)n_tasks);
+    if (atomic_load(&pool.sleepers) > 0) {
+        pthread_mutex_lock(&pool.sleep);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.sleep);
+    }
+    work(generation, 0);
+    for (int spins = 0; atomic_load_explicit(&pool.done, memory_order_acquire) != (uint32_t)n_tasks; spins++) {
+        if (spins < SPINS) {
+            relax();
+        } else {
+            sched_yield(); /* a worker was descheduled in the middle of a task */
+        }
+    }
+    pthread_mutex_unlock(&pool.owner);
+}
+
+int azq_threads_max(void) { return AZQ_MAX_THREADS; }
+
+int azq_threads(void) { return atomic_load(&pool.n_threads); }
+
+void azq_threads_set(int n) {
+    atomic_store(&pool.n_threads, n < 1 ? 1 : n > AZQ_MAX_THREADS ? AZQ_MAX_THREADS : n);
+}
