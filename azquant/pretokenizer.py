@@ -54,6 +54,8 @@ class NamedSplit:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     """A piece that is a token as a whole is taken as it is, without merging."""
+    add_bos: bool = False
+    """BOS comes first when the file does not say."""
     also: tuple[str, ...] = ()
     """Further names with exactly this meaning; read, never written."""
 
@@ -83,6 +85,7 @@ _ROWS = (
         "llama-bpe",
         (_LLAMA3,),
         ignore_merges=True,
+        add_bos=True,
         also=("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     ),
     NamedSplit("dbrx", (_LLAMA3,), also=("smaug-bpe", "glm4", "chatglm-bpe")),

@@ -22,7 +22,7 @@ from azquant._tokenizer_backend import (
 from azquant.errors import ModelError, TokenizerError
 from azquant.gguf import keys
 from azquant.gguf.keys import TokenType
-from azquant.pretokenizer import CHAR_TO_BYTE
+from azquant.pretokenizer import CHAR_TO_BYTE, NAMED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -74,7 +74,9 @@ class Tokenizer:
             for token_id, kind in enumerate(self._types)
             if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
         )
-        self.add_bos = self._read_flag(metadata, keys.ADD_BOS_TOKEN, self.bos_id, self._sentencepiece)
+        split = NAMED.get(self._pre) if self.model == "gpt2" else None
+        starts = self._sentencepiece or (split is not None and split.add_bos)
+        self.add_bos = self._read_flag(metadata, keys.ADD_BOS_TOKEN, self.bos_id, starts)
         self.add_eos = self._read_flag(metadata, keys.ADD_EOS_TOKEN, self.eos_id, False)
         self._space_prefix = self._sentencepiece and _typed(metadata, keys.ADD_SPACE_PREFIX, bool, True)
         self._merges: Any = metadata.get(keys.MERGES)
@@ -89,8 +91,8 @@ class Tokenizer:
         """Return the token ids of ``text``.
 
         ``add_special`` puts BOS before it and EOS after it where the file says so
-        (``tokenizer.ggml.add_bos_token``; without that key BOS for SentencePiece models, nothing for
-        others). ``parse_special`` recognizes the texts of special tokens (``"<|endoftext|>"``) in ``text``,
+        (``tokenizer.ggml.add_bos_token``; without that key as llama.cpp does: BOS for SentencePiece models and
+        Llama 3, nothing for others). ``parse_special`` recognizes the texts of special tokens (``"<|endoftext|>"``) in ``text``,
         as llama.cpp's server does for prompts; switch it off for text that is not to be trusted.
 
         Raises TokenizerError for text that is no Unicode text (lone surrogates) or when the file has no
@@ -140,8 +142,7 @@ class Tokenizer:
         self._check_usable()
         kind = _WholeDecoder if self._is_foreign() else StreamDecoder
         decoder = kind(self, skip_special)
-        for token_id in after:
-            decoder.push(token_id)
+        decoder.skip(after)
         return decoder
 
     def token(self, token_id: int) -> str:
@@ -151,6 +152,7 @@ class Tokenizer:
 
     def piece(self, token_id: int, skip_special: bool = True) -> bytes:
         """Return the bytes that a token adds to the text; a character may be spread over several tokens."""
+        self._check_usable()
         self._check_id(token_id)
         if skip_special and self._types[token_id] in _UNSEEN:
             return b""
@@ -171,7 +173,12 @@ class Tokenizer:
                 byte_values = [CHAR_TO_BYTE.get(char) for char in text]
                 if None not in byte_values:
                     return bytes(value for value in byte_values if value is not None)
-        return text.encode("utf-8", "surrogatepass")
+        try:
+            return text.encode(
+                "utf-8", "surrogateescape"
+            )  # undoes what the GGUF reader does to invalid bytes
+        except UnicodeEncodeError:
+            return text.encode("utf-8", "replace")
 
     def _backend(self, parse_special: bool) -> Backend:
         with self._lock:
@@ -274,14 +281,18 @@ class StreamDecoder:
             piece = piece.removeprefix(b" ")
         return self._bytes.decode(piece)
 
+    def skip(self, ids: Iterable[int]) -> None:
+        """Take ids whose text is not wanted, only its influence on what follows."""
+        for token_id in ids:
+            self.push(token_id)
+
     def flush(self) -> str:
         """Return what is still held back: U+FFFD for a character that never became whole."""
         return self._bytes.decode(b"", final=True)
 
 
 class _WholeDecoder(StreamDecoder):
-    """For tokenizers whose decoder only ``tokenizers`` has: decodes all ids anew and gives out what is
-    settled.
+    """For decoders that only ``tokenizers`` has: decodes all ids anew and gives out what is settled.
 
     Such a decoder may change the end of the text when a token follows, so what one more token left alone
     counts as settled.
@@ -293,6 +304,11 @@ class _WholeDecoder(StreamDecoder):
         self._ids: list[int] = []
         self._last = ""
         self._given = 0
+
+    def skip(self, ids: Iterable[int]) -> None:
+        self._ids = [*self._ids, *ids]
+        self._last = self._backend.decode(self._ids, skip_special_tokens=self._skip_special)
+        self._given = len(self._last.rstrip("\ufffd"))
 
     def push(self, token_id: int) -> str:
         self._tokenizer._check_id(token_id)

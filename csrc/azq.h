@@ -80,7 +80,7 @@ typedef enum {
     AZQ_COMPUTE_FP32 = 2  /* weights dequantized to fp32 */
 } azq_compute;
 
-/* y (m, n) = x (m, k) * W^T. ldx, ldy: elements between rows. */
+/* y (m, n) = x (m, k) * W^T. ldx, ldy: elements between rows. AZQ_E_TYPE for int8 asked of a type without it. */
 azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute);
 
 /* ---- key/value cache ------------------------------------------------------------------------- */
@@ -151,8 +151,8 @@ void azq_program_free(azq_program *p);
 
 /* One step over a ragged batch: tokens, sequence, position (n_tokens). Keys and values of all tokens are
  * in the cache before any attends; token t sees positions 0 .. position[t] of its own sequence.
- * The last op's buffer is copied to logits (n_out, width of that buffer) for the rows out_rows (n_out).
- * A program runs one step at a time. */
+ * The last op writes logits (n_out, its width) for the tokens out_rows (n_out). compute as in azq_matmul,
+ * but weights without int8 kernels are computed in fp32. A program runs one step at a time. */
 azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_tokens, const int32_t *tokens,
                             const int32_t *sequence, const int32_t *position, int64_t n_out,
                             const int32_t *out_rows, float *logits);

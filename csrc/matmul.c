@@ -206,11 +206,10 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
     }
     const azq_kernel_slots *kernels = azq_active();
     int has_int8 = kernels->gemm_panel[w->type] != NULL;
-    if (compute == AZQ_COMPUTE_AUTO) {
-        compute = has_int8 ? AZQ_COMPUTE_INT8 : AZQ_COMPUTE_FP32;
-    }
-    if (compute == AZQ_COMPUTE_INT8 && !has_int8) {
-        return AZQ_E_TYPE;
+    if (!has_int8) {
+        compute = AZQ_COMPUTE_FP32;
+    } else if (compute == AZQ_COMPUTE_AUTO) {
+        compute = AZQ_COMPUTE_INT8;
     }
     matmul_job job = {.layer = layer, .kernels = kernels, .scratch = scratch, .x = x, .y = y, .m = m, .ldx = ldx, .ldy = ldy};
     return compute == AZQ_COMPUTE_INT8 ? run_int8(&job) : run_fp32(&job);
@@ -223,7 +222,8 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
     if (m < 0 || (m > 1 && (ldx < w->k || ldy < w->n))) {
         return AZQ_E_SHAPE;
     }
-    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32) {
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32 ||
+        (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm_panel[w->type])) {
         return AZQ_E_TYPE;
     }
     azq_scratch scratch = {0};

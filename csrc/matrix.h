@@ -41,7 +41,7 @@ typedef struct {
 
 void azq_scratch_free(azq_scratch *s);
 
-/* y (m, n) = activation(x W^T + bias) + residual. */
+/* y (m, n) = activation(x W^T + bias) + residual. A type without int8 kernels is computed in fp32. */
 azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                           float *y, int64_t ldy, int compute);
 

@@ -1,0 +1,69 @@
+"""The model architectures azquant knows, one small file each, with both sides: conversion and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from azquant.architectures.base import Architecture, TensorRule
+from azquant.architectures.gpt2 import GPT2, GPT2Config
+from azquant.architectures.llama import LLAMA, LlamaConfig
+from azquant.errors import ConversionError, ModelError, UnsupportedArchitectureError
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "GPT2Config",
+    "LlamaConfig",
+    "TensorRule",
+    "architecture_of_config",
+    "architecture_of_gguf",
+]
+
+ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in (GPT2, LLAMA)}
+"""Every known architecture by its ``general.architecture`` name."""
+
+_BY_HF_NAME = {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
+
+
+def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
+    """The architecture that a Hugging Face ``config.json`` names.
+
+    ``architectures`` decides; ``model_type`` where it is absent or empty (hand-written configs).
+    Raises UnsupportedArchitectureError naming what was found and what is known, ConversionError if neither is
+    there.
+    """
+    listed = config.get("architectures")
+    if listed:
+        names = listed if isinstance(listed, list) else [listed]
+        for name in names:
+            if isinstance(name, str) and name in _BY_HF_NAME:
+                return _BY_HF_NAME[name]
+        found = ", ".join(map(str, names))
+    else:
+        model_type = config.get("model_type")
+        if not model_type:
+            raise ConversionError(
+                "config.json: neither architectures nor model_type says what model this is; "
+                f"known are {', '.join(_BY_HF_NAME)}"
+            )
+        if isinstance(model_type, str) and model_type in ARCHITECTURES:
+            return ARCHITECTURES[model_type]
+        found = str(model_type)
+    raise UnsupportedArchitectureError(
+        f"config.json: architecture {found:.80} is not supported; known are {', '.join(_BY_HF_NAME)}"
+    )
+
+
+def architecture_of_gguf(metadata: Mapping[str, Any]) -> Architecture[Any]:
+    """The architecture that a GGUF file's metadata names. Raises ModelError for a missing or unknown one."""
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise ModelError("GGUF metadata: general.architecture is missing, so this is no model")
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        raise ModelError(
+            f"GGUF metadata: architecture {name[:80]!r} is not supported; "
+            f"known are {', '.join(ARCHITECTURES)}"
+        )
+    return found

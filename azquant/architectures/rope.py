@@ -1,0 +1,58 @@
+"""RoPE settings of a Hugging Face config: base, linear scaling, and the llama3 frequency divisors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from azquant.architectures.fields import Fields
+
+__all__ = ["Rope", "hf_rope"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions turn the heads of a model."""
+
+    base: float = 10000.0
+    """Pair i of d/2 turns by position · base^(-2i/d)."""
+    scale: float = 1.0
+    """Positions are divided by this (linear scaling)."""
+    divisors: tuple[float, ...] = ()
+    """What each pair's frequency is divided by; empty for none. In GGUF, ``rope_freqs.weight``."""
+
+
+def hf_rope(fields: Fields, head_dim: int) -> Rope:
+    """The RoPE of a config whose heads turn whole. Raises ConversionError for kinds that GGUF's llama lacks.
+
+    transformers 5 gathers everything in ``rope_parameters``; before, ``rope_theta`` stood beside
+    ``rope_scaling``.
+    """
+    rope = fields.section("rope_parameters", "rope_scaling") or fields
+    base = (rope if rope.has("rope_theta") else fields).number("rope_theta", default=10000.0)
+    for part in (rope, fields):
+        if part.number("partial_rotary_factor", default=1.0) != 1.0:
+            part.fail("partial_rotary_factor is not 1, but GGUF's llama turns whole heads")
+    kind = "default" if rope is fields else rope.text("rope_type", "type", default="default")
+    if kind == "default":
+        return Rope(base)
+    if kind == "linear":
+        return Rope(base, scale=rope.number("factor"))
+    if kind != "llama3":
+        rope.fail(f"RoPE scaling of type {kind!r} is not supported; known are default, linear and llama3")
+    return Rope(base, divisors=_llama3_divisors(rope, base, head_dim))
+
+
+def _llama3_divisors(rope: Fields, base: float, head_dim: int) -> tuple[float, ...]:
+    """Llama 3.1's rule: 1 for short wavelengths, ``factor`` for long ones, blended in frequency between."""
+    factor = rope.number("factor")
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    original = rope.integer("original_max_position_embeddings")
+    if low >= high:
+        rope.fail(f"low_freq_factor {low} is not below high_freq_factor {high}")
+    divisors = []
+    for i in range(head_dim // 2):
+        wavelength = 2 * math.pi * base ** (2 * i / head_dim)
+        blend = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))
+        divisors.append(1 / ((1 - blend) / factor + blend))
+    return tuple(divisors)

@@ -1,0 +1,127 @@
+"""Conversion of Hugging Face checkpoints to GGUF: plan every tensor, then stream each one into the file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from azquant.architectures import architecture_of_config
+from azquant.checkpoint import Checkpoint, open_checkpoint
+from azquant.convert.metadata import general_metadata
+from azquant.convert.plan import CONVERT_TYPES, Plan, make_plan, target_type
+from azquant.convert.report import ConversionReport, TensorRow
+from azquant.convert.tokenizer import tokenizer_metadata
+from azquant.convert.write import encoded_bands
+from azquant.errors import ConversionError, ConversionWarning
+from azquant.gguf import MetadataValue, check_output, write_gguf
+from azquant.types import GGMLType
+
+__all__ = ["CONVERT_TYPES", "ConversionReport", "TensorRow", "convert"]
+
+
+def convert(
+    src: str | PathLike[str],
+    dst: str | PathLike[str],
+    type: str | GGMLType = "q4_0",
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConversionReport:
+    """Convert the checkpoint ``src`` (a folder with config.json and weights) to the GGUF file ``dst``.
+
+    ``type`` is one of f32, f16, bf16, q8_0 and q4_0. Norms, biases and positions stay f32; in a q4_0 file the
+    output head (or the embedding that serves as one) is q8_0; rows that are no whole number of blocks become
+    f16, with a ConversionWarning. One band of rows is in memory at a time.
+
+    ``dst`` appears whole or not at all, and replaces an existing file only with ``overwrite``. With
+    ``dry_run`` everything is checked but the weights' values, and nothing is written. ``progress(done,
+    total)`` is told the bytes of the file written so far.
+
+    Raises InputFileError, CheckpointError, ConversionError (UnsupportedArchitectureError for a model that
+    azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError or OutputError; each message
+    names the file, key or tensor at fault.
+    """
+    wanted = target_type(type)
+    source, destination = Path(src), Path(dst)
+    check_output(destination, overwrite=overwrite)  # before anything is read
+    with open_checkpoint(source) as checkpoint:
+        if checkpoint.config is None:
+            raise ConversionError(
+                f"{source}: there is no config.json beside the weights; convert the folder that "
+                "save_pretrained wrote"
+            )
+        architecture = architecture_of_config(checkpoint.config)
+        if checkpoint.config.get("quantization_config"):
+            raise ConversionError(
+                "config.json: quantization_config says these weights are quantized already; "
+                "convert the original checkpoint"
+            )
+        config = architecture.config.from_hf(checkpoint.config)
+        plan = make_plan(architecture, config, checkpoint, wanted)
+        folder = source if source.is_dir() else source.parent
+        tokenizer, said = _tokenizer(folder, config.vocab_size, checkpoint.config)
+        for message in (*plan.warnings, *said):
+            warnings.warn(message, ConversionWarning, stacklevel=2)
+        before, after = general_metadata(
+            folder, checkpoint.config, architecture.name, wanted, plan.parameters, checkpoint.format
+        )
+        metadata = {**before, **config.metadata(), **after, **tokenizer}
+        if not dry_run:
+            items = {item.rule.name: item for item in plan.tensors}
+            write_gguf(
+                destination,
+                metadata,
+                [item.spec for item in plan.tensors],
+                lambda spec: encoded_bands(items[spec.name]),
+                overwrite=overwrite,
+                sources=checkpoint.files,
+                progress=progress,
+            )
+        return ConversionReport(
+            source=source,
+            destination=destination,
+            architecture=architecture.name,
+            type=wanted.name,
+            tensors=_rows(plan),
+            source_bytes=_size(checkpoint),
+            file_bytes=None if dry_run else destination.stat().st_size,
+            warnings=(*plan.warnings, *said),
+            notes=plan.notes,
+        )
+
+
+def _tokenizer(
+    folder: Path, vocab_size: int, config: dict[str, Any]
+) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
+    """The tokenizer's keys, and the warnings it gave, to be given again from the caller's line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metadata = tokenizer_metadata(folder, vocab_size, config)
+    ours = [item for item in caught if issubclass(item.category, ConversionWarning)]
+    for item in caught:
+        if item not in ours:
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    return metadata, tuple(str(item.message) for item in ours)
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def _rows(plan: Plan) -> tuple[TensorRow, ...]:
+    return tuple(
+        TensorRow(
+            name=item.rule.name,
+            source=item.source.name if item.source else "",
+            shape=item.rule.shape,
+            source_type=item.source.dtype if item.source else "",
+            type=item.type.name,
+            nbytes=item.spec.nbytes,
+            reason=item.reason,
+        )
+        for item in plan.tensors
+    )

@@ -1,0 +1,223 @@
+"""From a checkpoint's tensors to the list of tensors a GGUF file will hold: names, shapes, types, reasons.
+
+Nothing of a checkpoint is dropped in silence: a tensor that no rule uses, one that is missing, and one whose
+shape contradicts the config each end the conversion with the tensor's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from azquant.architectures.base import Architecture, Constant, Keep, ModelConfig, TensorRule, show_shape
+from azquant.checkpoint import Checkpoint, LazyTensor
+from azquant.errors import ConversionError, UnsupportedTypeError
+from azquant.gguf import TensorSpec
+from azquant.types import TYPES, GGMLType, get_type
+
+__all__ = ["CONVERT_TYPES", "Plan", "PlannedTensor", "make_plan", "target_type"]
+
+CONVERT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+"""The types that :func:`azquant.convert` makes."""
+
+_FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+_ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
+_COMPARE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor to be written."""
+
+    rule: TensorRule
+    source: LazyTensor | None
+    """``None`` for a tensor computed from the config."""
+    type: GGMLType
+    reason: str
+    """Why ``type`` is not the one asked for; empty when it is."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What the GGUF writer needs to know of it."""
+        return TensorSpec(self.rule.name, self.rule.shape, self.type)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors in file order, and what is to be said about them."""
+
+    tensors: tuple[PlannedTensor, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the file."""
+        return sum(prod(item.rule.shape) for item in self.tensors)
+
+
+def target_type(name: str | GGMLType) -> GGMLType:
+    """The type called ``name``, if files can be converted to it. Raises UnsupportedTypeError if not."""
+    found = get_type(name)
+    if found.name not in CONVERT_TYPES:
+        raise UnsupportedTypeError(f"cannot convert to {found.name}; known are {', '.join(CONVERT_TYPES)}")
+    return found
+
+
+def make_plan(
+    architecture: Architecture[Any], config: ModelConfig, checkpoint: Checkpoint, wanted: GGMLType
+) -> Plan:
+    """Match every rule of ``architecture`` with a tensor of ``checkpoint`` and choose its type.
+
+    Raises ConversionError for a tensor that is missing, left over, of the wrong shape or not of floats.
+    """
+    prefix, tensors = _without_prefix(architecture, checkpoint)
+    rules = architecture.rules(config)
+    head = next(rule for rule in rules if rule.name == architecture.HEAD)
+    embedding = next(rule for rule in rules if rule.name == architecture.EMBEDDING)
+    warnings: list[str] = []
+    notes = list(config.notes)
+
+    sources = dict(tensors)
+    if config.tied and embedding.source not in sources and head.source in sources:
+        sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
+    separate = _has_own_head(config, sources.get(embedding.source), sources.get(head.source), warnings, notes)
+
+    planned: list[PlannedTensor] = []
+    used = {head.source, embedding.source}
+    for rule in rules:
+        if rule is head and not separate:
+            continue
+        source = None
+        if isinstance(rule.transform, Constant):
+            if not rule.transform.values:
+                continue
+        else:
+            source = sources.get(rule.source)
+            used.add(rule.source)
+            if source is None:
+                shown = rule.source if rule is head else prefix + rule.source
+                raise ConversionError(f"tensor {shown} is missing from {_files(checkpoint)}")
+            _check_source(rule, source, architecture, checkpoint)
+        type_, reason = _choose_type(
+            rule, wanted, is_head=rule is head or (rule is embedding and not separate)
+        )
+        planned.append(PlannedTensor(rule, source, type_, reason))
+
+    left = [name for name in tensors if name not in used and not architecture.is_harmless(name)]
+    if left:
+        names = ", ".join(tensors[name].name for name in left[:3])
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise ConversionError(
+            f"{_files(checkpoint)}: {names}{more} would be dropped: "
+            f"a {architecture.name} model with this config has no such tensor"
+        )
+    warnings += _block_warnings(planned, wanted)
+    return Plan(tuple(planned), tuple(warnings), tuple(notes))
+
+
+def _without_prefix(
+    architecture: Architecture[Any], checkpoint: Checkpoint
+) -> tuple[str, dict[str, LazyTensor]]:
+    """The prefix this checkpoint uses, and its tensors by their names without it."""
+    names = checkpoint.tensors
+    prefix = next((p for p in architecture.prefixes if any(name.startswith(p) for name in names)), "")
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        short = name.removeprefix(prefix)
+        if short in tensors:
+            raise ConversionError(
+                f"{_files(checkpoint)}: {short} and {prefix}{short} are the same tensor twice"
+            )
+        tensors[short] = tensor
+    return prefix, tensors
+
+
+def _has_own_head(
+    config: ModelConfig,
+    embedding: LazyTensor | None,
+    head: LazyTensor | None,
+    warnings: list[str],
+    notes: list[str],
+) -> bool:
+    """Whether the file needs ``output.weight``; without it, a runtime uses the embedding as the head."""
+    if head is None:
+        # Absent though the config says it is separate: required, so that the plan names it as missing.
+        return config.tied is False
+    if embedding is None or not _equal(embedding, head):
+        if config.tied:
+            warnings.append(
+                f"config.json ties the head to the embedding, but {head.name} differs from it: "
+                "both are kept, as transformers 5 reads it"
+            )
+        return True
+    notes.append(f"{head.name} equals the embedding: stored once")
+    return False
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    if a.shape != b.shape or len(a.shape) != 2:
+        return False
+    rows = max(1, _COMPARE_ELEMENTS // max(1, a.shape[1]))
+    return all(map(np.array_equal, Keep().bands(a, rows), Keep().bands(b, rows)))
+
+
+def _check_source(
+    rule: TensorRule, source: LazyTensor, architecture: Architecture[Any], checkpoint: Checkpoint
+) -> None:
+    expected = rule.transform.source_shape(rule.shape)
+    if tuple(source.shape) != expected:
+        config: Mapping[str, Any] = checkpoint.config or {}
+        sizes = ", ".join(f"{key}={config[key]}" for key in architecture.hf_sizes if key in config)
+        raise ConversionError(
+            f"tensor {source.name} of {source.file} has shape {show_shape(source.shape)}, "
+            f"but config.json ({sizes}) asks for {show_shape(expected)}"
+        )
+    if source.dtype not in _FLOATS:
+        raise ConversionError(
+            f"tensor {source.name} of {source.file} holds {source.dtype}, not floating-point weights"
+        )
+
+
+def _choose_type(rule: TensorRule, wanted: GGMLType, *, is_head: bool) -> tuple[GGMLType, str]:
+    """The type a tensor is written in, and why where it is not ``wanted``."""
+    f32 = TYPES["f32"]
+    if len(rule.shape) < 2 or rule.name in _ALWAYS_F32:
+        kind = "positions" if rule.name in _ALWAYS_F32 else "a norm" if "norm" in rule.name else "a bias"
+        return f32, "" if wanted is f32 else f"{kind}: always f32"
+    # Losing bits in the head costs most: llama.cpp gives it 6 bits in a Q4_0 file.
+    chosen, reason = wanted, ""
+    if is_head and wanted.name == "q4_0":
+        chosen, reason = TYPES["q8_0"], "the output head: 8 bits"
+    columns = rule.shape[-1]
+    if columns % chosen.block_size:
+        return TYPES[
+            "f16"
+        ], f"rows of {columns} are no whole number of {chosen.name} blocks ({chosen.block_size})"
+    return chosen, reason
+
+
+def _block_warnings(planned: list[PlannedTensor], wanted: GGMLType) -> list[str]:
+    """One warning per row length that does not fit the wanted type, rather than one per tensor."""
+    if not wanted.is_quantized:
+        return []
+    odd: dict[int, list[str]] = {}
+    for item in planned:
+        if item.type.name == "f16":
+            odd.setdefault(item.rule.shape[-1], []).append(item.rule.name)
+    return [
+        f"rows of {columns} are no whole number of blocks ({wanted.block_size}): "
+        f"{len(names)} tensor{'s' if len(names) > 1 else ''} written as f16 ({names[0]}"
+        f"{', ...' if len(names) > 1 else ''})"
+        for columns, names in odd.items()
+    ]
+
+
+def _files(checkpoint: Checkpoint) -> str:
+    """The checkpoint's files, for messages."""
+    names = [path.name for path in checkpoint.files]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} files)"

@@ -1,0 +1,75 @@
+"""Tensor data on its way into the file: one band of rows in memory at a time, encoded as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from azquant.architectures.base import Keep
+from azquant.checkpoint import LazyTensor
+from azquant.convert.plan import PlannedTensor
+from azquant.errors import NonFiniteError
+from azquant.ops import encode_rows
+
+__all__ = ["encoded_bands"]
+
+BAND_ELEMENTS = 1 << 22
+"""Weights held in float32 at a time (16 MiB), where a transform does not need more."""
+
+
+def encoded_bands(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of one planned tensor, band by band.
+
+    Raises NonFiniteError naming the checkpoint's tensor and the index in it of the first NaN or infinity, or
+    of a weight too large for the type; CheckpointError when the file cannot be read.
+    """
+    rule = item.rule
+    columns = rule.shape[-1]
+    rows = max(1, BAND_ELEMENTS // columns) if len(rule.shape) > 1 else BAND_ELEMENTS
+    first_row = 0
+    # A Constant asks nothing of its source.
+    source: Any = item.source
+    for band in rule.transform.bands(source, rows):
+        matrix = band.reshape(-1, columns) if band.ndim > 1 else band.reshape(1, -1)
+        try:
+            yield encode_rows(matrix, item.type, tensor=rule.name, first_row=first_row)
+        except NonFiniteError as e:
+            raise _explain(e, item) from e
+        first_row += matrix.shape[0]
+
+
+def _explain(error: NonFiniteError, item: PlannedTensor) -> NonFiniteError:
+    """The same error in the checkpoint's terms: where its owner finds the bad weight."""
+    source = item.source
+    if source is None:
+        return error
+    found = _first_non_finite(source)
+    if found is None:  # finite there, but too large for the type
+        return NonFiniteError(
+            f"{error} (from {source.name} of {source.file}), or convert to f32 or bf16",
+            index=error.index,
+            tensor=error.tensor,
+        )
+    flat, value = found
+    index = [int(i) for i in np.unravel_index(flat, source.shape)]
+    return NonFiniteError(
+        f"tensor {source.name} of {source.file} holds {value} at index {index}: such a weight cannot be "
+        f"stored in {item.rule.name}, and the model is broken with it",
+        index=flat,
+        tensor=source.name,
+    )
+
+
+def _first_non_finite(source: LazyTensor) -> tuple[int, float] | None:
+    """Flat index and value of the first NaN or infinity."""
+    before = 0
+    rows = max(1, BAND_ELEMENTS // max(1, int(np.prod(source.shape[1:]))))
+    for band in Keep().bands(source, rows):
+        bad = np.flatnonzero(~np.isfinite(band))
+        if bad.size:
+            return before + int(bad[0]), float(band.flat[bad[0]])
+        before += band.size
+    return None

@@ -1,0 +1,65 @@
+"""A KV cache with the sequences in it, and the steps that extend them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant._backend import kernels
+from azquant.errors import ArgumentError, ContextLengthError
+from azquant.program import ProgramSpec
+
+__all__ = ["STEP_TOKENS", "Session"]
+
+Ints = npt.NDArray[np.int32]
+
+STEP_TOKENS = 256
+"""Most tokens in one step: enough to fill the kernels, few enough that Ctrl-C is answered soon."""
+
+
+class Session:
+    """Sequences 0 .. n_seq - 1, each with a length that :meth:`feed` extends.
+
+    Not to be used by two threads at once; sessions of one model are independent of each other.
+    """
+
+    def __init__(
+        self, program: Any, spec: ProgramSpec[Any], compute: str, kv_type: str, n_seq: int, n_ctx: int
+    ) -> None:
+        if n_seq < 1 or n_ctx < 1:
+            raise ArgumentError("a session needs at least one sequence and one position")
+        self._program = program
+        self._compute = compute
+        self.kv = kernels().KVCache(spec.n_layer, n_seq, n_ctx, spec.n_head_kv, spec.head_dim, kv_type)
+        self.lengths = [0] * n_seq
+
+    def feed(self, parts: Sequence[tuple[int, Ints]], *, every: bool = False) -> npt.NDArray[np.float32]:
+        """Appends tokens to sequences -> logits, one row a part (after its last token), in the parts' order.
+
+        ``parts`` are (sequence, tokens) with at least one token each and no sequence twice. With ``every``
+        the logits after every token come instead, in order. More than STEP_TOKENS tokens go in several steps.
+
+        Raises ContextLengthError before anything is computed when a sequence would outgrow the cache.
+        """
+        for sequence, tokens in parts:
+            if self.lengths[sequence] + len(tokens) > self.kv.n_ctx:
+                raise ContextLengthError(
+                    f"sequence {sequence} has {self.lengths[sequence]} tokens; {len(tokens)} more do not fit "
+                    f"into {self.kv.n_ctx} positions"
+                )
+        tokens = np.concatenate([part for _, part in parts])
+        sequences = np.repeat([sequence for sequence, _ in parts], [len(part) for _, part in parts])
+        positions = np.concatenate([self.lengths[s] + np.arange(len(part)) for s, part in parts])
+        wanted = np.arange(len(tokens)) if every else np.cumsum([len(part) for _, part in parts]) - 1
+        rows = []
+        for at in range(0, len(tokens), STEP_TOKENS):
+            stop = at + STEP_TOKENS
+            here = wanted[(wanted >= at) & (wanted < stop)] - at
+            step = (tokens[at:stop], sequences[at:stop], positions[at:stop], here)
+            rows.append(self._program.step(self.kv, self._compute, *step))
+        for sequence, part in parts:
+            self.lengths[sequence] += len(part)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -1,0 +1,57 @@
+"""A GGUF file's tensors as programs take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant.architectures import Architecture
+from azquant.errors import ModelError
+from azquant.gguf import GGUFFile
+from azquant.tensor import QTensor
+
+__all__ = ["FileWeights"]
+
+
+class FileWeights:
+    """Matrices over the mapped file (no copy), vectors as float32. A matrix asked for twice is one object."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._tensors = file.tensors
+        self._path = file.path
+        self._matrices: dict[str, QTensor] = {}
+
+    def _tensor(self, name: str, dimensions: int) -> QTensor:
+        found = self._tensors.get(name)
+        if found is None:
+            raise ModelError(f"{self._path}: tensor {name} is missing")
+        if len(found.shape) != dimensions:
+            raise ModelError(f"{self._path}: tensor {name} has {len(found.shape)} dimensions, not {dimensions}")
+        if not found.type.can_dequantize:
+            raise ModelError(f"{self._path}: tensor {name} is {found.type}, which azquant cannot run yet")
+        return QTensor(found.data, found.shape, found.type)
+
+    def matrix(self, name: str) -> Any:
+        """A two-dimensional tensor, as the backend's matrix. Raises ModelError when it is missing."""
+        if name not in self._matrices:
+            self._matrices[name] = self._tensor(name, 2)
+        return self._matrices[name].matrix
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        """A one-dimensional tensor as float32. Raises ModelError when it is missing."""
+        return self._tensor(name, 1).dequantize()
+
+    def optional_vector(self, name: str) -> npt.NDArray[np.float32] | None:
+        """The same, or ``None`` when it is missing."""
+        return self.vector(name) if name in self._tensors else None
+
+    def head(self) -> Any:
+        """The output head's matrix: the token embedding's own where there is no other."""
+        return self.matrix(Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING)
+
+    def pack(self) -> None:
+        """Packs every matrix that was asked for."""
+        for tensor in self._matrices.values():
+            tensor.pack()

@@ -1,0 +1,280 @@
+"""GGUF metadata values as they lie in a file: their types, their extent, and arrays that decode on demand.
+
+A value is a number, a bool (one byte), a string (uint64 length, then UTF-8 bytes without a terminator) or
+an array (uint32 element type, uint64 count, then the elements without padding). Arrays may nest.
+
+Nothing here trusts the file: a length is compared with the bytes that remain before it is used, and
+:func:`skip_value` has walked over every array before a :class:`GGUFArray` of it is handed out.
+
+Source: the GGUF specification (docs/gguf.md of ggml).
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from azquant.errors import GGUFError
+
+__all__ = ["MAX_DEPTH", "GGUFArray", "Malformed", "Value", "ValueType", "decode_value", "skip_value"]
+
+MAX_DEPTH = 8
+"""Arrays within arrays that are followed. ggml itself writes none."""
+
+ARRAY_HEAD = 12
+"""Bytes before an array's first element: element type and count."""
+
+
+class ValueType(IntEnum):
+    """The types of metadata values, with the numbers that stand for them in a file."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of one value, ``None`` for strings and arrays."""
+        letter = LETTERS.get(self)
+        return None if letter is None else struct.calcsize("<" + letter)
+
+
+# The struct letter of each type of fixed size, which NumPy shares. A bool is read as its byte, so that
+# files holding other bytes than 0 and 1 (ggml writes and reads such) open; any but 0 is true, as in C.
+LETTERS = {
+    ValueType.UINT8: "B",
+    ValueType.INT8: "b",
+    ValueType.UINT16: "H",
+    ValueType.INT16: "h",
+    ValueType.UINT32: "I",
+    ValueType.INT32: "i",
+    ValueType.FLOAT32: "f",
+    ValueType.BOOL: "B",
+    ValueType.UINT64: "Q",
+    ValueType.INT64: "q",
+    ValueType.FLOAT64: "d",
+}
+_DTYPES = {kind: np.dtype(letter) for kind, letter in LETTERS.items()}
+STRUCTS = {order + letter: struct.Struct(order + letter) for order in "<>" for letter in "bBhHiIqQfd"}
+_ARRAY_HEADS = {order: struct.Struct(order + "IQ") for order in "<>"}
+_SIZES = {kind: struct.calcsize("<" + letter) for kind, letter in LETTERS.items()}
+# The fewest bytes an element can take: what a count is checked with before anything is walked or made.
+_LEAST = {**_SIZES, ValueType.STRING: 8, ValueType.ARRAY: ARRAY_HEAD}
+_KINDS = {int(kind): kind for kind in ValueType}
+
+
+class Malformed(Exception):
+    """Bytes that break the format. Internal: the caller, who knows the path, makes a GGUFError of it."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+
+
+def value_type(number: int, offset: int) -> ValueType:
+    """The type numbered ``number``, which was read at byte ``offset``."""
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise Malformed(f"unknown value type {number}; GGUF has 0 to {max(_KINDS)}", offset)
+    return kind
+
+
+def _skip_strings(buffer: memoryview, offset: int, count: int, byte_order: str, end: int) -> int:
+    """The byte after ``count`` strings that start at ``offset``; ``~at`` if the one at ``at`` passes ``end``.
+
+    The loop that opening a large vocabulary spends its time in.
+    """
+    length_at = STRUCTS[byte_order + "Q"].unpack_from
+    last = end - 8
+    at = offset
+    for _ in range(count):
+        if offset > last:  # no room for a length: the string before reached too far, or the bytes ran out
+            return ~(at if offset > end else offset)
+        at = offset
+        offset += 8 + length_at(buffer, offset)[0]
+    return offset if offset <= end else ~at
+
+
+def _array_head(buffer: memoryview, offset: int, order: str, end: int) -> tuple[ValueType, int]:
+    """Element type and count of the array at ``offset``, the count possible in the bytes that remain."""
+    if end - offset < ARRAY_HEAD:
+        raise Malformed("the file ends inside an array's type and count", offset)
+    number, count = _ARRAY_HEADS[order].unpack_from(buffer, offset)
+    kind = value_type(number, offset)
+    remaining = end - offset - ARRAY_HEAD
+    if count * _LEAST[kind] > remaining:
+        raise Malformed(
+            f"an array of {count} {kind.name} needs at least {count * _LEAST[kind]} bytes; "
+            f"{remaining} remain",
+            offset + 4,
+        )
+    return kind, count
+
+
+def _skip_array(buffer: memoryview, offset: int, order: str, end: int, depth: int) -> int:
+    kind, count = _array_head(buffer, offset, order, end)
+    start = offset + ARRAY_HEAD
+    size = _SIZES.get(kind)
+    if size is not None:
+        return start + size * count
+    if kind is ValueType.STRING:
+        stop = _skip_strings(buffer, start, count, order, end)
+        if stop < 0:
+            raise Malformed("a string of the array runs past the end of the file", ~stop)
+        return stop
+    if depth >= MAX_DEPTH:
+        raise Malformed(f"arrays nest deeper than {MAX_DEPTH}", offset)
+    for _ in range(count):
+        start = _skip_array(buffer, start, order, end, depth + 1)
+    return start
+
+
+def skip_value(buffer: memoryview, offset: int, kind: ValueType, order: str, end: int) -> int:
+    """The byte after the value at ``offset``. Raises Malformed if any part of it is not there."""
+    if kind is ValueType.ARRAY:
+        return _skip_array(buffer, offset, order, end, 1)
+    if kind is ValueType.STRING:
+        stop = _skip_strings(buffer, offset, 1, order, end)
+        if stop < 0:
+            raise Malformed("a string runs past the end of the file", offset)
+        return stop
+    stop = offset + _SIZES[kind]
+    if stop > end:
+        raise Malformed(f"the file ends inside a {kind.name} value", offset)
+    return stop
+
+
+def decode_value(buffer: memoryview, start: int, stop: int, kind: ValueType, order: str) -> Value:
+    """The value in bytes ``start`` to ``stop``, which :func:`skip_value` has found to be whole.
+
+    Bytes of a string that are not UTF-8 become lone surrogates (``errors="surrogateescape"``), which the
+    writer turns back into the same bytes.
+    """
+    if kind is ValueType.STRING:
+        return str(buffer[start + 8 : stop], "utf-8", "surrogateescape")
+    if kind is ValueType.ARRAY:
+        return GGUFArray(buffer, start, stop, order)
+    number: int | float = STRUCTS[order + LETTERS[kind]].unpack_from(buffer, start)[0]
+    return number != 0 if kind is ValueType.BOOL else number
+
+
+class GGUFArray(Sequence[Any]):
+    """An array of metadata that decodes what is asked for. It keeps the file mapped.
+
+    Items are int, float, bool, str or, in nested arrays, GGUFArray. Numbers are found directly; the first
+    access to an item of strings or arrays walks over them once to learn where each begins.
+    """
+
+    __slots__ = ("_buffer", "_count", "_order", "_starts", "_stop", "element_type")
+
+    element_type: ValueType
+
+    def __init__(self, buffer: memoryview, start: int, stop: int, order: str) -> None:
+        number, count = _ARRAY_HEADS[order].unpack_from(buffer, start)
+        self._count: int = count
+        self.element_type = _KINDS[number]
+        self._buffer = buffer[start:stop]
+        self._stop = stop - start
+        self._order = order
+        self._starts: array[int] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._decode(range(self._count)[index])
+        return self._decode((range(self._count)[operator.index(index)],))[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        step = 4096  # decode in pieces, so that looping over a large array stays small
+        for first in range(0, self._count, step):
+            yield from self[first : first + step]
+
+    def tolist(self) -> list[Any]:
+        """All items, nested arrays as lists too."""
+        items = self[:]
+        return [item.tolist() for item in items] if self.element_type is ValueType.ARRAY else items
+
+    def to_numpy(self) -> npt.NDArray[Any]:
+        """A read-only one-dimensional view of an array of numbers, in the file's byte order; no copy.
+
+        Bools come as a new array of ``bool``. Raises TypeError for strings and nested arrays.
+        """
+        if self.element_type not in _DTYPES:
+            raise TypeError(f"an array of {self.element_type.name} has no NumPy form; use tolist()")
+        order: Literal["<", ">"] = "<" if self._order == "<" else ">"
+        dtype = _DTYPES[self.element_type].newbyteorder(order)
+        numbers = np.frombuffer(self._buffer, dtype, self._count, ARRAY_HEAD)
+        return numbers != 0 if self.element_type is ValueType.BOOL else numbers
+
+    @property
+    def encoded(self) -> memoryview | None:
+        """The array as a little-endian file holds it, head included; ``None`` in a big-endian file."""
+        return self._buffer if self._order == "<" else None
+
+    def __repr__(self) -> str:
+        return f"<GGUFArray of {self._count} {self.element_type.name}>"
+
+    def _decode(self, indices: Sequence[int]) -> list[Any]:
+        if self.element_type in _DTYPES:
+            numbers = self.to_numpy()
+            if isinstance(indices, range) and indices.step == 1:
+                chosen = numbers[indices.start : indices.stop]
+            else:
+                chosen = numbers[list(indices)]
+            items: list[Any] = chosen.tolist()
+            return items
+        starts = self._index()
+        kind, order, buffer = self.element_type, self._order, self._buffer
+        if kind is ValueType.STRING:
+            return [str(buffer[starts[i] + 8 : starts[i + 1]], "utf-8", "surrogateescape") for i in indices]
+        return [decode_value(buffer, starts[i], starts[i + 1], kind, order) for i in indices]
+
+    def _index(self) -> array[int]:
+        """Where each item begins, and after the last where it ends: 8 bytes an item, made once."""
+        if self._starts is None:
+            starts = array("q", [ARRAY_HEAD])
+            at = ARRAY_HEAD
+            try:
+                if self.element_type is ValueType.STRING:
+                    length_at = STRUCTS[self._order + "Q"].unpack_from
+                    for _ in range(self._count):
+                        at += 8 + length_at(self._buffer, at)[0]
+                        starts.append(at)
+                else:
+                    for _ in range(self._count):
+                        at = skip_value(self._buffer, at, self.element_type, self._order, self._stop)
+                        starts.append(at)
+            except (Malformed, struct.error, OverflowError):
+                at = -1
+            if at != self._stop:
+                raise GGUFError("the file was changed while it was open")
+            self._starts = starts
+        return self._starts
+
+
+Value: TypeAlias = bool | int | float | str | GGUFArray
+"""What a metadata key can hold, in Python."""
