@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from azquant.errors import MissingDependencyError, ModelError, TokenizerError
+from azquant.errors import AzquantError, MissingDependencyError, ModelError, TokenizerError
 from azquant.gguf.keys import TokenType
 from azquant.pretokenizer import NAMED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["VocabularyData", "byte_level_backend", "json_backend", "sentencepiece_backend"]
+__all__ = ["VocabularyData", "byte_level_backend", "guarded", "json_backend", "sentencepiece_backend"]
 
 _TEXT_TYPES = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
@@ -37,7 +37,7 @@ def json_backend(text: str, n_vocab: int) -> Tokenizer:
     Raises TokenizerError if ``tokenizers`` cannot read it, ModelError if it has more than ``n_vocab`` tokens.
     """
     package = _package()
-    backend: Tokenizer = _guarded(lambda: package.Tokenizer.from_str(text), "tokenizer.huggingface.json")
+    backend: Tokenizer = guarded(lambda: package.Tokenizer.from_str(text), "tokenizer.huggingface.json")
     if backend.get_vocab_size(with_added_tokens=True) > n_vocab:
         raise ModelError(
             f"tokenizer.huggingface.json has {backend.get_vocab_size(with_added_tokens=True)} tokens, "
@@ -63,7 +63,7 @@ def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: s
     split = NAMED[pre]
     # As llama.cpp reads them: the first space that is not the first character divides.
     pairs = [(left, right) for left, _, right in (_parts(merge) for merge in merges)]
-    model = _guarded(
+    model = guarded(
         lambda: package.models.BPE(vocab=_ids(vocabulary), merges=pairs, ignore_merges=split.ignore_merges),
         "tokenizer.ggml.tokens and tokenizer.ggml.merges",
     )
@@ -82,7 +82,7 @@ def sentencepiece_backend(
     """SentencePiece BPE: the pair whose joined token has the highest score merges first; else bytes."""
     package = _package()
     ids = _ids(vocabulary)
-    model = _guarded(
+    model = guarded(
         lambda: package.models.BPE(
             vocab=ids,
             merges=_score_merges(vocabulary, scores, ids),
@@ -110,14 +110,14 @@ def _package() -> Any:
     return tokenizers
 
 
-def _guarded(make: Any, what: str) -> Any:
+def guarded(make: Any, what: str) -> Any:
     """Call ``make``, turning whatever ``tokenizers`` raises into TokenizerError.
 
     Its panics derive from BaseException and have no public name; a file must not be able to end the program.
     """
     try:
         return make()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (AzquantError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
         raise TokenizerError(f"{what}: no usable tokenizer: {error}") from error

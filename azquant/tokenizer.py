@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from azquant._tokenizer_backend import (
     VocabularyData,
     byte_level_backend,
+    guarded,
     json_backend,
     sentencepiece_backend,
 )
@@ -91,9 +92,10 @@ class Tokenizer:
         """Return the token ids of ``text``.
 
         ``add_special`` puts BOS before it and EOS after it where the file says so
-        (``tokenizer.ggml.add_bos_token``; without that key as llama.cpp does: BOS for SentencePiece models and
-        Llama 3, nothing for others). ``parse_special`` recognizes the texts of special tokens (``"<|endoftext|>"``) in ``text``,
-        as llama.cpp's server does for prompts; switch it off for text that is not to be trusted.
+        (``tokenizer.ggml.add_bos_token``; without that key as llama.cpp does: BOS for SentencePiece models
+        and Llama 3, nothing for others). ``parse_special`` recognizes the texts of special tokens
+        (``"<|endoftext|>"``) in ``text``, as llama.cpp's server does for prompts; switch it off for text that
+        is not to be trusted.
 
         Raises TokenizerError for text that is no Unicode text (lone surrogates) or when the file has no
         tokenizer for text, MissingDependencyError without the ``tokenizers`` package.
@@ -108,7 +110,9 @@ class Tokenizer:
                 f"the text has a lone surrogate (U+{ord(text[error.start]):04X}) at index {error.start}, "
                 "which is no Unicode text"
             ) from error
-        ids: list[int] = self._backend(parse_special).encode(text, add_special_tokens=False).ids
+        backend = self._backend(parse_special)
+        encoding = guarded(lambda: backend.encode(text, add_special_tokens=False), "encoding text")
+        ids: list[int] = encoding.ids
         if ids and max(ids) >= self.n_vocab:
             raise TokenizerError(
                 f"the tokenizer gives id {max(ids)} for this text, the vocabulary has {self.n_vocab} entries"
@@ -128,7 +132,8 @@ class Tokenizer:
             ids = list(ids)
             for token_id in ids:
                 self._check_id(token_id)
-            text: str = self._backend(True).decode(ids, skip_special_tokens=skip_special)
+            backend = self._backend(True)
+            text: str = guarded(lambda: backend.decode(ids, skip_special_tokens=skip_special), "decoding ids")
             return text
         decoder = self.stream_decoder(skip_special=skip_special)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()

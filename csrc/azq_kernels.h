@@ -45,9 +45,10 @@ typedef void azq_dequantize_row_fn(const void *blocks, float *y /* (k) */, int64
 typedef int64_t azq_find_bad_fn(const float *x /* (n) */, int64_t n, float limit);
 typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q, float *d, int32_t *sum8,
                                  int32_t *sum8_pair);
-/* c (rows, AZQ_PANEL) = activations row0 .. row0 + rows - 1 times one panel. Per element, over blocks in
- * K order: c = fma((float)isum, d_w * d_a, c). */
-typedef void azq_gemm_panel_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c);
+/* c (rows, ldc) = activations row0 .. row0 + rows - 1 times n_panels panels, panel_bytes apart; writes
+ * n_panels * AZQ_PANEL columns. Per element, over blocks in K order: c = fma((float)isum, d_w * d_a, c). */
+typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
+                         int64_t n_panels, float *c, int64_t ldc);
 
 /* fp32 vector work. Sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
  * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
@@ -65,7 +66,7 @@ typedef struct {
     azq_dequantize_row_fn *dequantize_row[AZQ_TYPE_COUNT];
     azq_find_bad_fn *find_bad;
     azq_quantize_act_fn *quantize_act;
-    azq_gemm_panel_fn *gemm_panel[AZQ_TYPE_COUNT];
+    azq_gemm_fn *gemm[AZQ_TYPE_COUNT];
     azq_dot4_fn *dot4_f32;
     azq_dot_fn *dot_f32, *dot_f16;
     azq_axpy_fn *axpy_f32, *axpy_f16;
@@ -87,6 +88,8 @@ const azq_kernel_slots *azq_active(void);
 /* Tables, plainest first; NULL-terminated. */
 extern const azq_kernels azq_kernels_scalar;
 extern const azq_kernels azq_kernels_avx2;
+extern const azq_kernels azq_kernels_avxvnni;
+extern const azq_kernels azq_kernels_avx512vnni;
 
 /* Bytes of one group of b blocks in a packed panel; 0 when the type has no packed form. */
 int64_t azq_group_bytes(int type, int64_t b);

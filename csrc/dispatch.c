@@ -10,6 +10,8 @@ static const azq_kernels *const tables[] = {
     &azq_kernels_scalar,
 #if AZQ_X86
     &azq_kernels_avx2,
+    &azq_kernels_avxvnni,
+    &azq_kernels_avx512vnni,
 #endif
 };
 enum { N_TABLES = sizeof tables / sizeof *tables };

@@ -7,8 +7,9 @@
 #include "threads.h"
 
 enum {
-    ROWS_PER_TASK = 64, /* activation rows that stay in cache while panels stream by */
-    FP32_COLUMNS = 4,   /* rows of W dequantized at a time */
+    ROWS_PER_TASK = 64,  /* activation rows that stay in cache while panels stream by */
+    PANELS_PER_CALL = 4, /* panels handed to a kernel at once */
+    FP32_COLUMNS = 4,    /* columns of y made by one dot4 */
 };
 
 /* ---- scratch ------------------------------------------------------------------------------------ */
@@ -115,18 +116,21 @@ static void int8_task(void *context, int64_t task, int worker) {
     const matmul_job *job = context;
     const azq_matrix *w = job->layer->w;
     const uint8_t *packed = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
-    azq_gemm_panel_fn *gemm = job->kernels->gemm_panel[w->type];
+    azq_gemm_fn *gemm = job->kernels->gemm[w->type];
     int64_t row0 = task % job->row_tasks * ROWS_PER_TASK;
     int64_t rows = job->m - row0 < ROWS_PER_TASK ? job->m - row0 : ROWS_PER_TASK;
     int64_t panel0 = task / job->row_tasks * job->panels_per_task;
     int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
     int64_t panel_end = panel0 + job->panels_per_task < panels ? panel0 + job->panels_per_task : panels;
-    float c[ROWS_PER_TASK * AZQ_PANEL];
-    for (int64_t p = panel0; p < panel_end; p++) {
-        gemm(&job->act, row0, rows, packed + p * w->panel_bytes, c);
-        int64_t columns = w->n - p * AZQ_PANEL < AZQ_PANEL ? w->n - p * AZQ_PANEL : AZQ_PANEL;
+    enum { COLUMNS = PANELS_PER_CALL * AZQ_PANEL };
+    float c[ROWS_PER_TASK * COLUMNS];
+    for (int64_t p = panel0; p < panel_end; p += PANELS_PER_CALL) {
+        int64_t n_panels = panel_end - p < PANELS_PER_CALL ? panel_end - p : PANELS_PER_CALL;
+        gemm(&job->act, row0, rows, packed + p * w->panel_bytes, w->panel_bytes, n_panels, c, COLUMNS);
+        int64_t columns = w->n - p * AZQ_PANEL < COLUMNS ? w->n - p * AZQ_PANEL : COLUMNS;
+        columns = columns < n_panels * AZQ_PANEL ? columns : n_panels * AZQ_PANEL;
         for (int64_t r = 0; r < rows; r++) {
-            finish(job, row0 + r, p * AZQ_PANEL, columns, c + r * AZQ_PANEL);
+            finish(job, row0 + r, p * AZQ_PANEL, columns, c + r * COLUMNS);
         }
     }
 }
@@ -153,7 +157,8 @@ static azq_status run_int8(matmul_job *job) {
     /* About 64 Ki multiply-adds a task at the least, and a few tasks per thread so that none waits long. */
     int64_t per_task = 65536 / (rows * w->k * AZQ_PANEL / 16 + 1) + 1;
     int64_t spread = panels / (8 * azq_threads()) + 1;
-    job->panels_per_task = per_task > spread ? per_task : spread;
+    per_task = per_task > spread ? per_task : spread;
+    job->panels_per_task = (per_task + PANELS_PER_CALL - 1) / PANELS_PER_CALL * PANELS_PER_CALL;
     job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
     azq_parallel((panels + job->panels_per_task - 1) / job->panels_per_task * job->row_tasks, AZQ_MAX_THREADS, int8_task,
                  job);
@@ -205,7 +210,7 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
         return AZQ_OK;
     }
     const azq_kernel_slots *kernels = azq_active();
-    int has_int8 = kernels->gemm_panel[w->type] != NULL;
+    int has_int8 = kernels->gemm[w->type] != NULL;
     if (!has_int8) {
         compute = AZQ_COMPUTE_FP32;
     } else if (compute == AZQ_COMPUTE_AUTO) {
@@ -223,7 +228,7 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
         return AZQ_E_SHAPE;
     }
     if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32 ||
-        (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm_panel[w->type])) {
+        (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[w->type])) {
         return AZQ_E_TYPE;
     }
     azq_scratch scratch = {0};

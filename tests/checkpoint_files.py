@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from azquant.checkpoint import open_checkpoint
+
+SECONDS = 2.0
+"""Of processor time: what opening any file may take."""
+
 
 def safetensors_bytes(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
     """A safetensors file with exactly this header and data, right or wrong."""
@@ -99,6 +104,10 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
+GOOD = Storage("FloatStorage", "0", 6)
+"""A storage for a member of 24 bytes."""
+
+
 def small_torch_file() -> bytes:
     """Two tensors, one a transposed view; for truncation and mutation."""
     state = {
@@ -107,3 +116,11 @@ def small_torch_file() -> bytes:
     }
     storages = {"0": np.arange(6, dtype="<f4").tobytes(), "1": np.arange(8, dtype="<f2").tobytes()}
     return torch_zip_bytes(dumps(state), storages, others={"byteorder": b"little"})
+
+
+def read_all(path: Path) -> None:
+    """Open and read everything, as a converter would."""
+    with open_checkpoint(path) as c:
+        for t in c.tensors.values():
+            t.read()
+        _ = c.extra

@@ -232,7 +232,7 @@ class Architecture(Generic[ConfigT]):
         return any(pattern.fullmatch(name) for pattern in self.harmless)
 
     def check_tensors(self, config: ConfigT, tensors: Mapping[str, HasShape]) -> None:
-        """Check a GGUF file's tensors against ``config``: all that are needed, in their shapes, and no others.
+        """Check a GGUF file's tensors against ``config``: all that are needed, in their shapes, no others.
 
         A tensor that nothing here uses would change what the model computes. Raises ModelError naming the
         tensor, the shape found and the one the metadata asks for.

@@ -113,7 +113,10 @@ def _what_else(head: bytes, path: Path) -> str | None:
     if head[4:8] == bytes(4) and head[8:9] in (b"{", b" ", b"\t", b"\r", b"\n"):
         return None
     if head[257:262] == b"ustar":
-        return f"this is a tar archive: if torch before 0.4 wrote it, {_RESAVE}"
+        return (
+            "this is a tar archive. If torch before 0.4 wrote it, and only if you trust it (loading it runs "
+            "what it says), save it anew: torch.save(torch.load(path, weights_only=False), path)"
+        )
     if head[:1] == b"\x80" and head[2:].startswith(_OLD_TORCH):
         return f"this is the format of torch before 1.6, which is not read; {_RESAVE}"
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":

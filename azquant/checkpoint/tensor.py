@@ -254,7 +254,7 @@ def _e4m3_to_f32(raw: NDArray[Any]) -> NDArray[Any]:
 @cache
 def _e4m3_table() -> NDArray[np.float32]:
     """All 256 values of the OCP E4M3 type: bias 7, no infinities, NaN only where all seven bits are one."""
-    code = np.arange(256)
+    code = np.arange(256, dtype=np.intc)  # what ldexp takes everywhere
     exponent, mantissa = code >> 3 & 15, code & 7
     normal = np.ldexp(1 + mantissa / 8, exponent - 7)
     value = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)

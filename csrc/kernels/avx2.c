@@ -224,101 +224,53 @@ AZQ_INLINE __m256i broadcast4(const int8_t *p) {
     return _mm256_set1_epi32(dword);
 }
 
-/* Block sums of R rows for columns 8 * half .. 8 * half + 7, as int32. */
-AZQ_INLINE void dots_q4_0(const azq_act *act, const int8_t *const *q, const int32_t *const *pair, int64_t block,
-                          const uint8_t *lines, int half, int R, __m256i *dots) {
-    (void)act;
+AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
+                          const uint8_t *lines, int R, int H, __m256i *dots) {
     const __m256i mask = _mm256_set1_epi8(15);
-    for (int r = 0; r < R; r++) {
-        dots[r] = _mm256_set1_epi32(pair[r][block]);
+    for (int i = 0; i < R * H; i++) {
+        dots[i] = _mm256_set1_epi32(init[i / H * init_stride]);
     }
     for (int i = 0; i < 4; i++) {
-        __m256i w = loadi(lines + 64 * i + 32 * half);
-        __m256i low = _mm256_and_si256(w, mask), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
-        for (int r = 0; r < R; r++) {
-            const int8_t *a = q[r] + 32 * block + 8 * i;
-            dots[r] = _mm256_add_epi16(dots[r], _mm256_maddubs_epi16(low, broadcast4(a)));
-            dots[r] = _mm256_add_epi16(dots[r], _mm256_maddubs_epi16(high, broadcast4(a + 4)));
+        for (int h = 0; h < H; h++) {
+            __m256i w = loadi(lines + 64 * i + 32 * h);
+            __m256i low = _mm256_and_si256(w, mask), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
+            for (int r = 0; r < R; r++) {
+                const int8_t *a = q + r * q_stride + 8 * i;
+                __m256i *dot = &dots[r * H + h];
+                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(low, broadcast4(a)));
+                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(high, broadcast4(a + 4)));
+            }
         }
     }
-    for (int r = 0; r < R; r++) {
-        dots[r] = _mm256_madd_epi16(dots[r], _mm256_set1_epi16(1));
+    for (int i = 0; i < R * H; i++) {
+        dots[i] = _mm256_madd_epi16(dots[i], _mm256_set1_epi16(1));
     }
 }
 
-AZQ_INLINE void dots_q8_0(const azq_act *act, const int8_t *const *q, const int32_t *const *pair, int64_t block,
-                          const uint8_t *lines, int half, int R, __m256i *dots) {
-    (void)act;
-    (void)pair;
-    for (int r = 0; r < R; r++) {
-        dots[r] = _mm256_setzero_si256();
+AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
+                          const uint8_t *lines, int R, int H, __m256i *dots) {
+    (void)init;
+    (void)init_stride;
+    for (int i = 0; i < R * H; i++) {
+        dots[i] = _mm256_setzero_si256();
     }
     for (int i = 0; i < 8; i++) {
-        __m256i w = loadi(lines + 64 * i + 32 * half);
-        __m256i magnitude = _mm256_abs_epi8(w);
-        for (int r = 0; r < R; r++) {
-            __m256i a = _mm256_sign_epi8(broadcast4(q[r] + 32 * block + 4 * i), w);
-            __m256i products = _mm256_maddubs_epi16(magnitude, a);
-            dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+        for (int h = 0; h < H; h++) {
+            __m256i w = loadi(lines + 64 * i + 32 * h);
+            __m256i magnitude = _mm256_abs_epi8(w);
+            for (int r = 0; r < R; r++) {
+                __m256i a = _mm256_sign_epi8(broadcast4(q + r * q_stride + 4 * i), w);
+                __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), _mm256_set1_epi16(1));
+                dots[r * H + h] = _mm256_add_epi32(dots[r * H + h], pairs);
+            }
         }
     }
 }
 
-/* R rows (1 to 4) times one panel. */
-#define AZQ_GEMM_ROWS(name, dots_of, block_bytes)                                                              \
-    AZQ_INLINE void name(const azq_act *act, int64_t row, int R, const uint8_t *panel, float *c) {             \
-        int64_t n_blocks = act->k / 32;                                                                        \
-        const int8_t *q[4];                                                                                    \
-        const float *d[4];                                                                                     \
-        const int32_t *pair[4];                                                                                \
-        __m256 sums[2][4];                                                                                     \
-        for (int r = 0; r < R; r++) {                                                                          \
-            q[r] = act->q + (row + r) * act->k;                                                                \
-            d[r] = act->d + (row + r) * n_blocks;                                                              \
-            pair[r] = act->sum8_pair + (row + r) * n_blocks;                                                   \
-            sums[0][r] = sums[1][r] = _mm256_setzero_ps();                                                     \
-        }                                                                                                      \
-        const uint8_t *group = panel;                                                                          \
-        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                    \
-            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                            \
-            const uint8_t *lines = group + in_group * AZQ_PANEL * 2;                                           \
-            for (int64_t b = 0; b < in_group; b++, lines += (block_bytes)) {                                   \
-                for (int half = 0; half < 2; half++) {                                                         \
-                    __m256i dots[4];                                                                           \
-                    dots_of(act, q, pair, g + b, lines, half, R, dots);                                        \
-                    const uint8_t *scales = group + (b * AZQ_PANEL + 8 * half) * 2;                            \
-                    __m256 dw = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales));                     \
-                    for (int r = 0; r < R; r++) {                                                              \
-                        __m256 scale = _mm256_mul_ps(dw, _mm256_set1_ps(d[r][g + b]));                         \
-                        sums[half][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r]), scale, sums[half][r]);    \
-                    }                                                                                          \
-                }                                                                                              \
-            }                                                                                                  \
-            group = lines;                                                                                     \
-        }                                                                                                      \
-        for (int r = 0; r < R; r++) {                                                                          \
-            _mm256_storeu_ps(c + r * AZQ_PANEL, sums[0][r]);                                                   \
-            _mm256_storeu_ps(c + r * AZQ_PANEL + 8, sums[1][r]);                                               \
-        }                                                                                                      \
-    }
-AZQ_GEMM_ROWS(gemm_rows_q4_0, dots_q4_0, 256)
-AZQ_GEMM_ROWS(gemm_rows_q8_0, dots_q8_0, 512)
-
-#define AZQ_GEMM_PANEL(name, rows_of)                                                                           \
-    static void name(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {          \
-        int64_t r = 0;                                                                                          \
-        for (; r + 4 <= rows; r += 4) {                                                                         \
-            rows_of(act, row0 + r, 4, panel, c + r * AZQ_PANEL);                                                \
-        }                                                                                                       \
-        switch (rows - r) {                                                                                     \
-        case 3: rows_of(act, row0 + r, 3, panel, c + r * AZQ_PANEL); break;                                     \
-        case 2: rows_of(act, row0 + r, 2, panel, c + r * AZQ_PANEL); break;                                     \
-        case 1: rows_of(act, row0 + r, 1, panel, c + r * AZQ_PANEL); break;                                     \
-        default: break;                                                                                         \
-        }                                                                                                       \
-    }
-AZQ_GEMM_PANEL(gemm_panel_q4_0, gemm_rows_q4_0)
-AZQ_GEMM_PANEL(gemm_panel_q8_0, gemm_rows_q8_0)
+#define AZQ_INIT(act) (act)->sum8_pair
+#include "gemm_256.h"
+AZQ_GEMM_256(q4_0, dots_q4_0, 256)
+AZQ_GEMM_256(q8_0, dots_q8_0, 512)
 
 const azq_kernels azq_kernels_avx2 = {
     .isa = "avx2",
@@ -334,7 +286,7 @@ const azq_kernels azq_kernels_avx2 = {
                                [AZQ_TYPE_Q8_0] = dequantize_q8_0},
             .find_bad = find_bad,
             .quantize_act = quantize_act,
-            .gemm_panel = {[AZQ_TYPE_Q4_0] = gemm_panel_q4_0, [AZQ_TYPE_Q8_0] = gemm_panel_q8_0},
+            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
         },
 };

@@ -178,38 +178,39 @@ static int32_t dot_block_q8_0(const int8_t *a, const uint8_t *block, int n) {
 
 typedef int32_t dot_block_fn(const int8_t *a, const uint8_t *block, int n);
 
-static void gemm_panel(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c, int block_bytes,
-                       dot_block_fn *dot_block) {
+static float dot_column(const azq_act *act, int64_t row, const uint8_t *panel, int n, int block_bytes,
+                        dot_block_fn *dot_block) {
     int64_t n_blocks = act->k / 32;
-    for (int64_t r = 0; r < rows; r++) {
-        const int8_t *q = act->q + (row0 + r) * act->k;
-        const float *d = act->d + (row0 + r) * n_blocks;
-        for (int n = 0; n < AZQ_PANEL; n++) {
-            float sum = 0.0f;
-            const uint8_t *group = panel;
-            for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
-                int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-                const uint8_t *blocks = group + in_group * AZQ_PANEL * 2;
-                for (int64_t b = 0; b < in_group; b++) {
-                    uint16_t scale;
-                    memcpy(&scale, group + (b * AZQ_PANEL + n) * 2, sizeof scale);
-                    int32_t dot = dot_block(q + (g + b) * 32, blocks + b * block_bytes, n);
-                    sum = fmaf((float)dot, azq_f16_to_f32(scale) * d[g + b], sum);
-                }
-                group = blocks + in_group * block_bytes;
-            }
-            c[r * AZQ_PANEL + n] = sum;
+    const int8_t *q = act->q + row * act->k;
+    const float *d = act->d + row * n_blocks;
+    const uint8_t *group = panel;
+    float sum = 0.0f;
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        const uint8_t *blocks = group + in_group * AZQ_PANEL * 2;
+        for (int64_t b = 0; b < in_group; b++) {
+            uint16_t scale;
+            memcpy(&scale, group + (b * AZQ_PANEL + n) * 2, sizeof scale);
+            int32_t dot = dot_block(q + (g + b) * 32, blocks + b * block_bytes, n);
+            sum = fmaf((float)dot, azq_f16_to_f32(scale) * d[g + b], sum);
         }
+        group = blocks + in_group * block_bytes;
     }
+    return sum;
 }
 
-static void gemm_panel_q4_0(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {
-    gemm_panel(act, row0, rows, panel, c, 256, dot_block_q4_0);
-}
-
-static void gemm_panel_q8_0(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel, float *c) {
-    gemm_panel(act, row0, rows, panel, c, 512, dot_block_q8_0);
-}
+#define AZQ_GEMM(name, dot_block, block_bytes)                                                                  \
+    static void name(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes, \
+                     int64_t n_panels, float *c, int64_t ldc) {                                                 \
+        for (int64_t r = 0; r < rows; r++) {                                                                    \
+            for (int64_t j = 0; j < n_panels * AZQ_PANEL; j++) {                                                \
+                const uint8_t *panel = panels + j / AZQ_PANEL * panel_bytes;                                    \
+                c[r * ldc + j] = dot_column(act, row0 + r, panel, (int)(j % AZQ_PANEL), block_bytes, dot_block); \
+            }                                                                                                   \
+        }                                                                                                       \
+    }
+AZQ_GEMM(gemm_q4_0, dot_block_q4_0, 256)
+AZQ_GEMM(gemm_q8_0, dot_block_q8_0, 512)
 
 /* ---- activations that have no vector form yet ---------------------------------------------------- */
 
@@ -242,7 +243,7 @@ const azq_kernels azq_kernels_scalar = {
                                [AZQ_TYPE_Q8_0] = dequantize_q8_0},
             .find_bad = find_bad,
             .quantize_act = quantize_act,
-            .gemm_panel = {[AZQ_TYPE_Q4_0] = gemm_panel_q4_0, [AZQ_TYPE_Q8_0] = gemm_panel_q8_0},
+            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
             .gelu_erf = gelu_erf,
             .relu = relu,

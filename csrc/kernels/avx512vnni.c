@@ -1,0 +1,154 @@
+/* AVX-512 (F, BW, DQ, VL, VBMI) with VNNI.
+ *
+ * int8 matmul: a panel's 16 columns are one register. Per block of 32 and 4 rows x 2 panels
+ *   2 x 4 loads of nibble lines, and / shift to 16 operands, used by every row;
+ *   per row 8 broadcasts of 4 activations, 16 vpdpbusd (weights are the unsigned operand);
+ *   per row and panel one convert, one multiply of the scales, one fused multiply-add.
+ * Sums start at -8 sum a (Q8_0: u = w ^ 0x80, so -128 sum a), which costs a broadcast and no arithmetic. */
+#include "../azq_target.h"
+#if AZQ_X86
+#include <immintrin.h>
+#include <string.h>
+#include "../azq_half.h"
+#include "../azq_kernels.h"
+#include "../cpu.h"
+
+AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
+
+#include "vec_types.h"
+
+AZQ_INLINE __m512i broadcast4(const int8_t *p) {
+    int32_t dword;
+    memcpy(&dword, p, sizeof dword);
+    return _mm512_set1_epi32(dword);
+}
+AZQ_INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+/* ---- int8 matmul --------------------------------------------------------------------------------- */
+
+/* One block: dots[r * P + p] for R rows and P panels (both constants). The lines of panel p begin at
+ * lines + p * panel_bytes. */
+AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const uint8_t *lines, int64_t panel_bytes, int R, int P,
+                          __m512i *dots) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    for (int i = 0; i < 4; i++) {
+        __m512i low[2], high[2];
+        for (int p = 0; p < P; p++) {
+            __m512i w = _mm512_loadu_si512(lines + p * panel_bytes + 64 * i);
+            low[p] = _mm512_and_si512(w, mask);
+            high[p] = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
+        }
+        for (int r = 0; r < R; r++) {
+            __m512i a = broadcast4(q + r * q_stride + 8 * i), b = broadcast4(q + r * q_stride + 8 * i + 4);
+            for (int p = 0; p < P; p++) {
+                dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], low[p], a);
+                dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], high[p], b);
+            }
+        }
+    }
+}
+
+AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const uint8_t *lines, int64_t panel_bytes, int R, int P,
+                          __m512i *dots) {
+    const __m512i flip = _mm512_set1_epi8(-128);
+    for (int i = 0; i < 8; i++) {
+        __m512i w[2];
+        for (int p = 0; p < P; p++) {
+            w[p] = _mm512_xor_si512(_mm512_loadu_si512(lines + p * panel_bytes + 64 * i), flip);
+        }
+        for (int r = 0; r < R; r++) {
+            __m512i a = broadcast4(q + r * q_stride + 4 * i);
+            for (int p = 0; p < P; p++) {
+                dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], w[p], a);
+            }
+        }
+    }
+}
+
+/* Prefetched ahead of a single row's pass, in bytes: the pass is as fast as memory, not as the dots. */
+enum { MAX_ROWS = 6, AHEAD = 2048 };
+
+#define AZQ_GEMM_512(type, block_bytes, init_factor)                                                             \
+    AZQ_INLINE void gemm_##type##_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel,             \
+                                       int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
+        int64_t n_blocks = act->k / 32;                                                                          \
+        const int8_t *q = act->q + row * act->k;                                                                 \
+        const float *d = act->d + row * n_blocks;                                                                \
+        const int32_t *sum8 = act->sum8 + row * n_blocks;                                                        \
+        __m512 sums[MAX_ROWS * 2];                                                                               \
+        for (int i = 0; i < R * P; i++) {                                                                        \
+            sums[i] = _mm512_setzero_ps();                                                                       \
+        }                                                                                                        \
+        const uint8_t *group = panel;                                                                            \
+        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                      \
+            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                              \
+            const uint8_t *scales = group, *lines = group + in_group * AZQ_PANEL * 2;                            \
+            for (int64_t b = 0; b < in_group; b++, lines += (block_bytes), scales += AZQ_PANEL * 2) {            \
+                __m512i dots[MAX_ROWS * 2];                                                                      \
+                for (int i = 0; i < R * P; i++) {                                                                \
+                    dots[i] = _mm512_set1_epi32((init_factor) * sum8[i / P * n_blocks]);                         \
+                }                                                                                                \
+                if (R == 1) {                                                                                    \
+                    for (int p = 0; p < P; p++) {                                                                \
+                        for (int i = 0; i < (block_bytes); i += 64) {                                            \
+                            _mm_prefetch((const char *)(lines + p * panel_bytes + i + AHEAD), _MM_HINT_T0);      \
+                        }                                                                                        \
+                    }                                                                                            \
+                }                                                                                                \
+                dots_##type(q, act->k, lines, panel_bytes, R, P, dots);                                          \
+                for (int p = 0; p < P; p++) {                                                                    \
+                    __m512 dw = load_scales(scales + p * panel_bytes);                                           \
+                    for (int r = 0; r < R; r++) {                                                                \
+                        __m512 scale = _mm512_mul_ps(dw, _mm512_set1_ps(d[r * n_blocks]));                       \
+                        int i = r * P + p;                                                                       \
+                        sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), scale, sums[i]);                  \
+                    }                                                                                            \
+                }                                                                                                \
+                q += 32;                                                                                         \
+                d++;                                                                                             \
+                sum8++;                                                                                          \
+            }                                                                                                    \
+            group += in_group * (AZQ_PANEL * 2 + (block_bytes));                                                 \
+        }                                                                                                        \
+        for (int i = 0; i < R * P; i++) {                                                                        \
+            _mm512_storeu_ps(c + i / P * ldc + AZQ_PANEL * (i % P), sums[i]);                                    \
+        }                                                                                                        \
+    }                                                                                                            \
+                                                                                                                 \
+    AZQ_INLINE void gemm_##type##_rows(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel,     \
+                                       int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
+        int64_t r = 0;                                                                                           \
+        for (; r + MAX_ROWS <= rows; r += MAX_ROWS) {                                                            \
+            gemm_##type##_tile(act, row0 + r, MAX_ROWS, panel, panel_bytes, P, c + r * ldc, ldc);                \
+        }                                                                                                        \
+        switch (rows - r) {                                                                                      \
+        case 5: gemm_##type##_tile(act, row0 + r, 5, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
+        case 4: gemm_##type##_tile(act, row0 + r, 4, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
+        case 3: gemm_##type##_tile(act, row0 + r, 3, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
+        case 2: gemm_##type##_tile(act, row0 + r, 2, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
+        case 1: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
+        default: break;                                                                                          \
+        }                                                                                                        \
+    }                                                                                                            \
+                                                                                                                 \
+    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels,               \
+                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {                      \
+        int64_t p = 0;                                                                                           \
+        for (; p + 2 <= n_panels; p += 2, panels += 2 * panel_bytes, c += 2 * AZQ_PANEL) {                       \
+            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 2, c, ldc);                                 \
+        }                                                                                                        \
+        if (p < n_panels) {                                                                                      \
+            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 1, c, ldc);                                 \
+        }                                                                                                        \
+    }
+AZQ_GEMM_512(q4_0, 256, 1)
+AZQ_GEMM_512(q8_0, 512, 16)
+
+const azq_kernels azq_kernels_avx512vnni = {
+    .isa = "avx512vnni",
+    .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI,
+    .slots = {.gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+};
+
+AZQ_TARGET_END
+#endif
