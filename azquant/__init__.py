@@ -19,7 +19,7 @@ from azquant.ops import dequantize, matmul, quantize
 from azquant.tensor import QTensor
 
 if TYPE_CHECKING:
-    from azquant.convert import convert
+    from azquant.conversion import convert
     from azquant.engine import load
     from azquant.gguf import open_gguf
 
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 # Loaded on first use, so that `import azquant` stays quick.
-_LAZY = {"convert": "azquant.convert", "load": "azquant.engine", "open_gguf": "azquant.gguf"}
+_LAZY = {"convert": "azquant.conversion", "load": "azquant.engine", "open_gguf": "azquant.gguf"}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,8 +27,8 @@ from convert_support import (
     write_sharded,
 )
 
-from azquant.convert import ConversionReport, convert
-from azquant.convert.metadata import model_card, size_label
+from azquant.conversion import ConversionReport, convert
+from azquant.conversion.metadata import model_card, size_label
 from azquant.errors import ConversionWarning
 
 NO_TOKENIZER = "ignore:.*no tokenizer:azquant.errors.ConversionWarning"
@@ -255,7 +255,7 @@ def test_converting_the_real_shape_takes_little_memory(tmp_path: Path) -> None:
     program = """
         import resource, sys, warnings
         warnings.simplefilter("ignore")
-        from azquant.convert import convert
+        from azquant.conversion import convert
         report = convert(sys.argv[1], sys.argv[2], "q4_0")
         print(report.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """

@@ -20,7 +20,7 @@ from convert_support import (
     write_sharded,
 )
 
-from azquant.convert import convert
+from azquant.conversion import convert
 from azquant.errors import (
     AzquantError,
     CheckpointError,
@@ -231,7 +231,7 @@ def test_a_weight_that_is_no_number_is_found_in_the_checkpoint(
 
 
 def test_the_bad_weight_is_found_in_any_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from azquant.convert import write
+    from azquant.conversion import write
 
     monkeypatch.setattr(write, "BAND_ELEMENTS", 7 * 64)
     tensors = gpt2_tensors(GPT2_CONFIG)
@@ -245,7 +245,7 @@ def test_the_bad_weight_is_found_in_any_band(tmp_path: Path, monkeypatch: pytest
 def test_a_weight_too_large_for_float16_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
 ) -> None:
-    from azquant.convert import write
+    from azquant.conversion import write
 
     monkeypatch.setattr(write, "BAND_ELEMENTS", 3 * 64)  # its row is in the second band
     tensors = gpt2_tensors(GPT2_CONFIG)

@@ -18,7 +18,7 @@ from convert_support import (
     write_checkpoint,
 )
 
-from azquant.convert import convert
+from azquant.conversion import convert
 from azquant.errors import ConversionError, ConversionWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tokenizer.*:azquant.errors.ConversionWarning")
@@ -237,7 +237,7 @@ def test_score_scales_are_folded_into_the_query_rows(
 
 def test_folding_is_bounded_by_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The factor must stop at the last query row wherever the bands are cut."""
-    from azquant.convert import write
+    from azquant.conversion import write
 
     config = {**GPT2_CONFIG, "scale_attn_weights": False}
     folder = write_checkpoint(tmp_path / "hf", config, gpt2_tensors(config))

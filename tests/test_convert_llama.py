@@ -18,7 +18,7 @@ from convert_support import (
     write_checkpoint,
 )
 
-from azquant.convert import convert
+from azquant.conversion import convert
 from azquant.errors import ConversionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tokenizer.*:azquant.errors.ConversionWarning")
@@ -104,7 +104,7 @@ def test_q4_0_types_and_bytes(tmp_path: Path) -> None:
 
 
 def test_permutation_does_not_depend_on_the_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from azquant.convert import write
+    from azquant.conversion import write
 
     folder = write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG))
     convert(folder, tmp_path / "whole.gguf", "f32")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from azquant.convert._tokenizer_files import TokenizerFiles, expect, warn
-from azquant.convert._vocabulary import Vocabulary
+from azquant.conversion._tokenizer_files import TokenizerFiles, expect, warn
+from azquant.conversion._vocabulary import Vocabulary
 from azquant.errors import TokenizerError
 from azquant.gguf.keys import TokenType
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from azquant.architectures import architecture_of_config
 from azquant.checkpoint import Checkpoint, open_checkpoint
-from azquant.convert.metadata import general_metadata
-from azquant.convert.plan import CONVERT_TYPES, Plan, make_plan, target_type
-from azquant.convert.report import ConversionReport, TensorRow
-from azquant.convert.tokenizer import tokenizer_metadata
-from azquant.convert.write import encoded_bands
+from azquant.conversion.metadata import general_metadata
+from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan, target_type
+from azquant.conversion.report import ConversionReport, TensorRow
+from azquant.conversion.tokenizer import tokenizer_metadata
+from azquant.conversion.write import encoded_bands
 from azquant.errors import ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, check_output, write_gguf
 from azquant.types import GGMLType

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from azquant.architectures.base import Keep
 from azquant.checkpoint import LazyTensor
-from azquant.convert.plan import PlannedTensor
+from azquant.conversion.plan import PlannedTensor
 from azquant.errors import NonFiniteError
 from azquant.ops import encode_rows
 

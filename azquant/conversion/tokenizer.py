@@ -17,9 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from azquant.convert._special_ids import added_ends, special_ids
-from azquant.convert._tokenizer_files import TokenizerFiles, expect, read_tokenizer_files, warn
-from azquant.convert._vocabulary import Vocabulary, read_merges, reconcile
+from azquant.conversion._special_ids import added_ends, special_ids
+from azquant.conversion._tokenizer_files import TokenizerFiles, expect, read_tokenizer_files, warn
+from azquant.conversion._vocabulary import Vocabulary, read_merges, reconcile
 from azquant.errors import ConversionError, TokenizerError
 from azquant.gguf import MetadataValue, ValueType, keys
 from azquant.gguf.keys import TokenType, array, boolean, string, u32

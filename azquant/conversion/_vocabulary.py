@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from azquant.convert._tokenizer_files import TokenizerFiles, expect, short_repr, warn
+from azquant.conversion._tokenizer_files import TokenizerFiles, expect, short_repr, warn
 from azquant.errors import ConversionError, TokenizerError
 from azquant.gguf.keys import TokenType
 
