@@ -8,6 +8,7 @@
 #include "../azq_target.h"
 #if AZQ_X86
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 #include "../azq_half.h"
 #include "../azq_kernels.h"
@@ -23,6 +24,10 @@ AZQ_INLINE __m512i broadcast4(const int8_t *p) {
     return _mm512_set1_epi32(dword);
 }
 AZQ_INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+/* ---- blocks ---------------------------------------------------------------------------------------- */
+
+#include "blocks_512.h"
 
 /* ---- int8 matmul --------------------------------------------------------------------------------- */
 
@@ -147,7 +152,7 @@ AZQ_GEMM_512(q8_0, 512, 16)
 const azq_kernels azq_kernels_avx512vnni = {
     .isa = "avx512vnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI,
-    .slots = {.gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+    .slots = {AZQ_BLOCK_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
 };
 
 AZQ_TARGET_END

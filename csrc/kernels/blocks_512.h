@@ -1,0 +1,191 @@
+/* Quantize and dequantize over 512-bit registers; included by avx512vnni.c inside its target region. */
+
+enum { BATCH = 16 }; /* blocks whose scales are computed together, one lane each */
+
+AZQ_INLINE __m512 loadf(const float *p) { return _mm512_loadu_ps(p); }
+AZQ_INLINE __m512 abs16(__m512 x) { return _mm512_abs_ps(x); }
+AZQ_INLINE __m512 negative16(__m512 x) {
+    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN)));
+}
+
+/* max(x) and max(-x) of one block of 32. */
+AZQ_INLINE void block_extremes(const float *x, float *most, float *least) {
+    __m512 a = loadf(x), b = loadf(x + 16);
+    __m512 up = _mm512_max_ps(a, b), down = negative16(_mm512_min_ps(a, b));
+    /* Fold both to 8 lanes in one register: max in the low half, max of the negated in the high one. */
+    __m512 folded = _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
+    folded = _mm512_max_ps(folded, _mm512_shuffle_f32x4(folded, folded, 0xb1));
+    folded = _mm512_max_ps(folded, _mm512_permute_ps(folded, 0x4e));
+    folded = _mm512_max_ps(folded, _mm512_permute_ps(folded, 0xb1));
+    _mm_store_ss(most, _mm512_castps512_ps128(folded));
+    _mm_store_ss(least, _mm512_extractf32x4_ps(folded, 2));
+}
+
+/* Of a block where some x and some -x' are both the largest magnitude: the one that comes first. */
+static float first_extreme(const float *x, float amax) {
+    for (int j = 0; j < 32; j++) {
+        if (fabsf(x[j]) == amax) {
+            return x[j];
+        }
+    }
+    return amax;
+}
+
+static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q4_0 *y = blocks;
+    int64_t n_blocks = k / AZQ_QK4_0;
+    for (int64_t b = 0; b < n_blocks; b += BATCH, x += BATCH * AZQ_QK4_0, y += BATCH) {
+        int n = n_blocks - b < BATCH ? (int)(n_blocks - b) : BATCH;
+        float most[BATCH] = {0}, least[BATCH] = {0}, inverse[BATCH];
+        uint16_t scale[BATCH];
+        for (int i = 0; i < n; i++) {
+            block_extremes(x + i * AZQ_QK4_0, &most[i], &least[i]);
+        }
+        __m512 up = loadf(most), down = loadf(least);
+        __m512 max = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(up, down, _CMP_GT_OQ), negative16(down), up);
+        max = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(max, _mm512_setzero_ps(), _CMP_NEQ_OQ), max); /* never -0 */
+        __mmask16 tie = _mm512_cmp_ps_mask(up, down, _CMP_EQ_OQ) & _mm512_cmp_ps_mask(up, _mm512_setzero_ps(), _CMP_GT_OQ);
+        if (tie) {
+            _mm512_storeu_ps(most, max);
+            for (int i = 0; i < n; i++) {
+                if (tie >> i & 1) {
+                    most[i] = first_extreme(x + i * AZQ_QK4_0, least[i]);
+                }
+            }
+            max = loadf(most);
+        }
+        __m512 d = _mm512_mul_ps(max, _mm512_set1_ps(-0.125f)); /* exactly what dividing by -8 gives */
+        __mmask16 nonzero = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+        _mm512_storeu_ps(inverse, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(1.0f), d));
+        _mm256_storeu_si256((__m256i *)scale, _mm512_cvtps_ph(d, _MM_FROUND_TO_NEAREST_INT));
+        for (int i = 0; i < n; i++) {
+            __m512 id = _mm512_set1_ps(inverse[i]), offset = _mm512_set1_ps(8.5f);
+            __m512i most_q = _mm512_set1_epi32(15);
+            __m512 low = _mm512_add_ps(_mm512_mul_ps(loadf(x + i * 32), id), offset);
+            __m512 high = _mm512_add_ps(_mm512_mul_ps(loadf(x + i * 32 + 16), id), offset);
+            __m512i q0 = _mm512_min_epi32(_mm512_cvttps_epi32(low), most_q);
+            __m512i q1 = _mm512_min_epi32(_mm512_cvttps_epi32(high), most_q);
+            y[i].d = scale[i];
+            _mm_storeu_si128((__m128i *)y[i].qs, _mm512_cvtepi32_epi8(_mm512_or_si512(q0, _mm512_slli_epi32(q1, 4))));
+        }
+    }
+}
+
+static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
+    azq_block_q8_0 *y = blocks;
+    int64_t n_blocks = k / AZQ_QK8_0;
+    for (int64_t b = 0; b < n_blocks; b += BATCH, x += BATCH * AZQ_QK8_0, y += BATCH) {
+        int n = n_blocks - b < BATCH ? (int)(n_blocks - b) : BATCH;
+        float amax[BATCH] = {0}, inverse[BATCH];
+        uint16_t scale[BATCH];
+        for (int i = 0; i < n; i++) {
+            amax[i] = _mm512_reduce_max_ps(_mm512_max_ps(abs16(loadf(x + i * 32)), abs16(loadf(x + i * 32 + 16))));
+        }
+        __m512 d = _mm512_div_ps(loadf(amax), _mm512_set1_ps(127.0f));
+        __mmask16 nonzero = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+        _mm512_storeu_ps(inverse, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(1.0f), d));
+        _mm256_storeu_si256((__m256i *)scale, _mm512_cvtps_ph(d, _MM_FROUND_TO_NEAREST_INT));
+        for (int i = 0; i < n; i++) {
+            y[i].d = scale[i];
+            for (int half = 0; half < 2; half++) {
+                /* Half away from zero: add the float just below 0.5 with the sign of x, then truncate. */
+                __m512 t = _mm512_mul_ps(loadf(x + i * 32 + 16 * half), _mm512_set1_ps(inverse[i]));
+                __m512 nudge = _mm512_or_ps(_mm512_and_ps(t, _mm512_set1_ps(-0.0f)), _mm512_set1_ps(0x1.fffffep-2f));
+                __m512i q = _mm512_cvttps_epi32(_mm512_add_ps(t, nudge));
+                _mm_storeu_si128((__m128i *)(y[i].qs + 16 * half), _mm512_cvtepi32_epi8(q));
+            }
+        }
+    }
+}
+
+static void quantize_f16(const float *x, void *blocks, int64_t k) {
+    uint16_t *y = blocks;
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+        _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtps_ph(loadf(x + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_f32_to_f16(x[i]);
+    }
+}
+
+static void quantize_bf16(const float *x, void *blocks, int64_t k) {
+    uint16_t *y = blocks;
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+        __m512i bits = _mm512_castps_si512(loadf(x + i));
+        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        __mmask16 nan = _mm512_cmp_ps_mask(loadf(x + i), loadf(x + i), _CMP_UNORD_Q);
+        rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+        _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_f32_to_bf16(x[i]);
+    }
+}
+
+static int64_t find_bad(const float *x, int64_t n, float limit) {
+    __m512 bound = _mm512_set1_ps(limit);
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __mmask16 bad = 0;
+        for (int j = 0; j < 64; j += 16) {
+            bad |= _mm512_cmp_ps_mask(abs16(loadf(x + i + j)), bound, _CMP_NLT_UQ);
+        }
+        if (bad) {
+            break;
+        }
+    }
+    for (; i < n; i++) {
+        if (!(fabsf(x[i]) < limit)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static void dequantize_q4_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q4_0 *x = blocks;
+    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, y += AZQ_QK4_0) {
+        __m512 d = _mm512_set1_ps(_cvtsh_ss(x[b].d));
+        __m128i q = _mm_loadu_si128((const __m128i *)x[b].qs);
+        __m128i low = _mm_sub_epi8(_mm_and_si128(q, mask), eight);
+        __m128i high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(q, 4), mask), eight);
+        _mm512_storeu_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low)), d));
+        _mm512_storeu_ps(y + 16, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high)), d));
+    }
+}
+
+static void dequantize_q8_0(const void *blocks, float *y, int64_t k) {
+    const azq_block_q8_0 *x = blocks;
+    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, y += AZQ_QK8_0) {
+        __m512 d = _mm512_set1_ps(_cvtsh_ss(x[b].d));
+        for (int half = 0; half < 2; half++) {
+            __m128i q = _mm_loadu_si128((const __m128i *)(x[b].qs + 16 * half));
+            _mm512_storeu_ps(y + 16 * half, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), d));
+        }
+    }
+}
+
+static void dequantize_f16(const void *blocks, float *y, int64_t k) {
+    const uint16_t *x = blocks;
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+        _mm512_storeu_ps(y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x + i))));
+    }
+    for (; i < k; i++) {
+        y[i] = azq_f16_to_f32(x[i]);
+    }
+}
+
+#define AZQ_BLOCK_SLOTS                                                                         \
+    .quantize_row = {[AZQ_TYPE_F16] = quantize_f16,                                             \
+                     [AZQ_TYPE_BF16] = quantize_bf16,                                           \
+                     [AZQ_TYPE_Q4_0] = quantize_q4_0,                                           \
+                     [AZQ_TYPE_Q8_0] = quantize_q8_0},                                          \
+    .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,                                         \
+                       [AZQ_TYPE_Q4_0] = dequantize_q4_0,                                       \
+                       [AZQ_TYPE_Q8_0] = dequantize_q8_0},                                      \
+    .find_bad = find_bad
