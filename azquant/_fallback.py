@@ -262,6 +262,8 @@ class KVCache:
         self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
     ) -> None:
         shape = (n_layer, n_seq, n_head_kv, n_ctx, head_dim)
+        if min(shape) < 1:
+            raise ShapeError(f"KV cache of shape {shape}: every number must be at least 1")
         self.n_seq, self.n_ctx = n_seq, n_ctx
         self.keys = np.zeros(shape, dtype=np.float16 if dtype == "f16" else np.float32)
         self.values = np.zeros_like(self.keys)
@@ -273,6 +275,8 @@ class KVCache:
 
     def copy(self, source: int, target: int, n: int) -> None:
         """Copies the first ``n`` positions of one sequence into another."""
+        if not (0 <= source < self.n_seq and 0 <= target < self.n_seq and 0 <= n <= self.n_ctx):
+            raise ShapeError(f"copy of {n} positions from sequence {source} to {target}: out of range")
         for cache in (self.keys, self.values):
             cache[:, target, :, :n] = cache[:, source, :, :n]
 
@@ -346,7 +350,8 @@ class _Step:
 
     def linear(self, op: Op[Matrix]) -> Floats:
         assert op.w is not None
-        y = op.w.matmul(np.ascontiguousarray(self.view(op.a, op.w.shape[1])), self.compute)
+        compute = self.compute if op.w.can_int8 else "fp32"
+        y = op.w.matmul(np.ascontiguousarray(self.view(op.a, op.w.shape[1])), compute)
         y = y if op.vec0 is None else y + op.vec0
         y = y if op.activation is None else _ACTIVATIONS[op.activation](y)
         return y if op.b is None else y + self.view(op.b, op.width)
@@ -412,10 +417,17 @@ class Program:
     ) -> Floats:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
         t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        if not len(t) == len(s) == len(p):
+            raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
         limits = ((t, self._n_tokens), (s, kv.n_seq), (p, min(kv.n_ctx, self._n_positions)), (o, len(t)))
         if any(v.size and (v.min() < 0 or v.max() >= limit) for v, limit in limits):
             raise ShapeError(f"step of {len(t)} tokens: an index is out of range")
+        needed = (self._spec.n_layer, self._spec.n_head_kv, self._spec.head_dim)
+        if kv.keys.shape[0] < needed[0] or (kv.keys.shape[2], kv.keys.shape[4]) != needed[1:]:
+            raise ShapeError(f"step of {len(t)} tokens: the KV cache was made for another model")
         step = _Step(self._spec, kv, compute, t, s, p, o)
+        if not len(t):
+            return step.data[self._spec.ops[-1].out.buffer]
         with self._lock, np.errstate(all="ignore"):
             for op in self._spec.ops:
                 step.run(op)

@@ -269,6 +269,8 @@ class Program:
     ) -> Floats:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
         t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        if not len(t) == len(s) == len(p):
+            raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
         logits = np.empty((len(o), self.n_vocab), dtype=np.float32)
         as_ints = [ffi.from_buffer("int32_t[]", v) for v in (t, s, p, o)]
         with self._lock:

@@ -40,6 +40,11 @@ def use_isa(name: str) -> None:
     Not to be called while other threads compute. Raises ArgumentError for a name that is unknown or that this
     machine cannot run.
     """
+    _prepare()  # now, so that AZQUANT_ISA does not overrule this choice later
+    _use_isa(name)
+
+
+def _use_isa(name: str) -> None:
     if name not in isas():
         known = [isa for isa, _ in kernels().isas()]
         why = "is not usable on this machine" if name in known else "is unknown"
@@ -87,7 +92,7 @@ def _prepare() -> None:
     kernels().set_threads(n)
     isa = os.environ.get("AZQUANT_ISA")
     if isa and kernels().NAME != "numpy":
-        use_isa(isa)
+        _use_isa(isa)
 
 
 def num_threads() -> int:

@@ -23,12 +23,12 @@ Floats = npt.NDArray[np.float32]
 
 
 def as_float32(x: Any, what: str) -> Floats:
-    """``x`` as a C-contiguous float32 array. Takes float16, bfloat16 (ml_dtypes), float32 and float64."""
+    """``x`` as a C-contiguous, aligned float32 array. Takes float16, bfloat16 (ml_dtypes), float32 and float64."""
     array = np.asarray(x)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise DTypeError(f"{what} must be floating point, not {array.dtype}")
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is reported as such
-        return np.ascontiguousarray(array, dtype=np.float32)
+        return np.require(array, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def _encode(x: Floats, type: GGMLType, tensor: str | None, first_row: int) -> npt.NDArray[np.uint8]:

@@ -21,7 +21,7 @@ class QTensor:
     """A tensor of shape ``(..., K)`` stored as rows of blocks.
 
     ``data`` is a uint8 array of exactly the bytes that GGUF stores (read-only where it views a file). It is
-    not copied. Shapes are NumPy's: outermost first, K last.
+    not copied, unless it begins at an odd address or is not contiguous. Shapes are NumPy's: outermost first, K last.
 
     Raises ShapeError when the bytes do not fit the shape, UnsupportedTypeError for an unknown type.
     """
@@ -39,6 +39,8 @@ class QTensor:
         if data.nbytes != needed:
             raise ShapeError(f"shape {self.shape} in {self.type} takes {needed} bytes, not {data.nbytes}")
         self.data = np.ascontiguousarray(data).reshape(-1)
+        if self.data.ctypes.data % 2:  # kernels read the scales as 16-bit numbers
+            self.data = self.data.copy()
 
     @property
     def ndim(self) -> int:

@@ -20,8 +20,8 @@ static inline float azq_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t exponent = (h >> 10) & 0x1fu;
     uint32_t mantissa = h & 0x3ffu;
-    if (exponent == 0x1f) { /* infinity, NaN: payload kept */
-        return azq_from_bits(sign | 0x7f800000u | mantissa << 13);
+    if (exponent == 0x1f) { /* infinity; NaN: payload kept, made quiet as hardware does */
+        return azq_from_bits(sign | 0x7f800000u | mantissa << 13 | (mantissa ? 0x400000u : 0));
     }
     if (exponent == 0) { /* zero or subnormal: mantissa * 2^-24, exact in fp32 */
         float magnitude = (float)mantissa * 0x1p-24f;

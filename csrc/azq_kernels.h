@@ -50,13 +50,21 @@ typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q,
 typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
                          int64_t n_panels, float *c, int64_t ldc);
 
-/* fp32 vector work. Sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
+/* fp32 vector work. But for attention, sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
  * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
 typedef void azq_dot4_fn(const float *x, const float *w /* (4, ldw) */, int64_t ldw, int64_t k, float *out /* (4) */);
-typedef float azq_dot_fn(const float *x, const void *w, int64_t n);              /* w: fp32 or fp16 */
-typedef void azq_axpy_fn(float a, const void *x, float *y, int64_t n);           /* y += a * x; x: fp32 or fp16 */
 typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
 typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
+/* One query row: out (dim) = softmax(scale * query . keys) . values over the first n positions (n >= 1). */
+typedef struct {
+    const float *query; /* (dim) */
+    float *out;         /* (dim) */
+    int64_t n;
+} azq_attend_row;
+/* Rows that share one head's cache: keys (tiles of 16 positions, dim, 16), values (positions, dim), fp32 or
+ * fp16. scores: scratch (4, ld), ld >= n rounded up to 16. The order of sums is that of attend.h. */
+typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const void *keys, const void *values,
+                           int64_t dim, float scale, float *scores, int64_t ld);
 /* x = exp(x - max(x)) in place; returns the sum. Up to n is read and written. */
 typedef float azq_softmax_fn(float *x, int64_t n);
 typedef void azq_map_fn(float *x, int64_t n);
@@ -68,8 +76,7 @@ typedef struct {
     azq_quantize_act_fn *quantize_act;
     azq_gemm_fn *gemm[AZQ_TYPE_COUNT];
     azq_dot4_fn *dot4_f32;
-    azq_dot_fn *dot_f32, *dot_f16;
-    azq_axpy_fn *axpy_f32, *axpy_f16;
+    azq_attend_fn *attend_f32, *attend_f16;
     azq_layer_norm_fn *layer_norm;
     azq_rms_norm_fn *rms_norm;
     azq_softmax_fn *softmax;

@@ -18,7 +18,8 @@ azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t 
     }
     size_t bytes = type == AZQ_TYPE_F32 ? 4 : 2;
     size_t element = bytes;
-    if (!multiply(&bytes, n_layer) || !multiply(&bytes, n_seq) || !multiply(&bytes, n_ctx) ||
+    int64_t room = n_ctx > INT64_MAX - AZQ_KV_TILE ? n_ctx : (n_ctx + AZQ_KV_TILE - 1) / AZQ_KV_TILE * AZQ_KV_TILE;
+    if (!multiply(&bytes, n_layer) || !multiply(&bytes, n_seq) || !multiply(&bytes, room) ||
         !multiply(&bytes, n_head_kv) || !multiply(&bytes, head_dim)) {
         return AZQ_E_SHAPE;
     }
@@ -26,7 +27,7 @@ azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t 
     if (!kv) {
         return AZQ_E_NOMEM;
     }
-    *kv = (azq_kv){n_layer, n_seq, n_ctx, n_head_kv, head_dim, type, element, NULL, NULL};
+    *kv = (azq_kv){n_layer, n_seq, n_ctx, n_head_kv, head_dim, room, type, element, NULL, NULL};
     kv->keys = calloc(bytes, 1); /* zero pages: memory is taken when a position is written */
     kv->values = calloc(bytes, 1);
     if (!kv->keys || !kv->values) {
@@ -46,7 +47,7 @@ void azq_kv_free(azq_kv *kv) {
 }
 
 int64_t azq_kv_bytes(const azq_kv *kv) {
-    return kv ? 2 * kv->n_layer * kv->n_seq * kv->n_head_kv * kv->n_ctx * kv->head_dim * (int64_t)kv->element : 0;
+    return kv ? 2 * kv->n_layer * kv->n_seq * kv->n_head_kv * kv->room * kv->head_dim * (int64_t)kv->element : 0;
 }
 
 azq_status azq_kv_copy(azq_kv *kv, int64_t from, int64_t to, int64_t n) {
@@ -56,7 +57,8 @@ azq_status azq_kv_copy(azq_kv *kv, int64_t from, int64_t to, int64_t n) {
     if (from < 0 || from >= kv->n_seq || to < 0 || to >= kv->n_seq || n < 0 || n > kv->n_ctx) {
         return AZQ_E_INDEX;
     }
-    size_t bytes = (size_t)(n * kv->head_dim) * kv->element;
+    int64_t whole = (n + AZQ_KV_TILE - 1) / AZQ_KV_TILE * AZQ_KV_TILE; /* keys go by tiles */
+    size_t bytes = (size_t)(whole * kv->head_dim) * kv->element;
     if (from == to) {
         return AZQ_OK;
     }

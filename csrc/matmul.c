@@ -221,7 +221,7 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
 }
 
 azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute) {
-    if (!w || ((!x || !y) && m > 0 && w->n > 0 && w->k > 0)) {
+    if (!w || (m > 0 && w->n > 0 && (!y || (!x && w->k > 0)))) {
         return AZQ_E_NULL;
     }
     if (m < 0 || (m > 1 && (ldx < w->k || ldy < w->n))) {

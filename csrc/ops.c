@@ -148,8 +148,10 @@ static void rope_row(const op_job *job, int64_t row) {
 }
 
 static azq_status run_rope(azq_program *p, const azq_op *op, const azq_step *step) {
-    if (p->rope_of != op->vec0) {
+    const azq_op *made = p->rope_of;
+    if (!made || made->vec0 != op->vec0 || made->n_rot != op->n_rot || made->scale != op->scale) {
         size_t floats = (size_t)(step->n_tokens * op->n_rot);
+        p->rope_of = NULL;
         if (floats > p->rope_floats) {
             azq_free(p->rope_table);
             p->rope_floats = 0;
@@ -160,7 +162,7 @@ static azq_status run_rope(azq_program *p, const azq_op *op, const azq_step *ste
             p->rope_floats = floats;
         }
         for_each_row(p, op, step, rope_table_row);
-        p->rope_of = op->vec0;
+        p->rope_of = op;
     }
     for_each_row(p, op, step, rope_row);
     return AZQ_OK;
@@ -171,44 +173,56 @@ static azq_status run_rope(azq_program *p, const azq_op *op, const azq_step *ste
 static void store_kv_row(const op_job *job, int64_t row) {
     const azq_op *op = job->op;
     azq_kv *kv = job->step->kv;
-    int64_t dim = op->head_dim;
+    int64_t dim = op->head_dim, position = job->step->position[row];
+    int64_t tile = position / AZQ_KV_TILE, lane = position % AZQ_KV_TILE;
     azq_quantize_row_fn *store = job->step->kernels->quantize_row[kv->type];
     const float *k = row_of(job->p, op->a, row, op->a_col + op->n_head * dim);
     const float *v = k + op->n_head_kv * dim;
-    for (int64_t head = 0; head < op->n_head_kv; head++) {
-        size_t at = azq_kv_offset(kv, op->layer, job->step->sequence[row], head) +
-                    (size_t)(job->step->position[row] * dim) * kv->element;
-        store(k + head * dim, kv->keys + at, dim);
-        store(v + head * dim, kv->values + at, dim);
+    for (int64_t head = 0; head < op->n_head_kv; head++, k += dim, v += dim) {
+        size_t base = azq_kv_offset(kv, op->layer, job->step->sequence[row], head);
+        store(v, kv->values + base + (size_t)(position * dim) * kv->element, dim);
+        uint8_t *key = kv->keys + base + (size_t)(tile * AZQ_KV_TILE * dim + lane) * kv->element;
+        if (kv->type == AZQ_TYPE_F16) {
+            uint16_t halves[64];
+            for (int64_t d = 0; d < dim; d += 64) {
+                int64_t n = dim - d < 64 ? dim - d : 64;
+                store(k + d, halves, n);
+                for (int64_t i = 0; i < n; i++) {
+                    ((uint16_t *)key)[(d + i) * AZQ_KV_TILE] = halves[i];
+                }
+            }
+        } else {
+            for (int64_t d = 0; d < dim; d++) {
+                ((float *)key)[d * AZQ_KV_TILE] = k[d];
+            }
+        }
     }
 }
 
-/* One query head of one token against positions 0 .. position of its sequence, in order. */
+/* A span of tokens of one sequence, for one kv head: every query head that shares it. */
 static void attention_task(void *context, int64_t task, int worker) {
     const op_job *job = context;
     const azq_op *op = job->op;
     const azq_step *step = job->step;
     const azq_kv *kv = step->kv;
-    int64_t row = task / op->n_head, head = task % op->n_head, dim = op->head_dim;
-    int64_t n = step->position[row] + 1;
-    int64_t kv_head = head / (op->n_head / op->n_head_kv);
-    size_t base = azq_kv_offset(kv, op->layer, step->sequence[row], kv_head), stride = (size_t)dim * kv->element;
-    azq_dot_fn *dot = kv->type == AZQ_TYPE_F16 ? step->kernels->dot_f16 : step->kernels->dot_f32;
-    azq_axpy_fn *axpy = kv->type == AZQ_TYPE_F16 ? step->kernels->axpy_f16 : step->kernels->axpy_f32;
-    float *scores = job->p->scores + (size_t)worker * (size_t)job->p->score_columns;
-    const float *query = row_of(job->p, op->a, row, op->a_col + head * dim);
-    float *out = row_of(job->p, op->out, row, op->out_col + head * dim);
-    for (int64_t i = 0; i < n; i++) {
-        scores[i] = op->scale * dot(query, kv->keys + base + (size_t)i * stride, dim);
+    const azq_span *span = &job->p->spans[task / op->n_head_kv];
+    int64_t kv_head = task % op->n_head_kv, group = op->n_head / op->n_head_kv, dim = op->head_dim;
+    size_t base = azq_kv_offset(kv, op->layer, step->sequence[span->row], kv_head);
+    azq_attend_fn *attend = kv->type == AZQ_TYPE_F16 ? step->kernels->attend_f16 : step->kernels->attend_f32;
+    float *scores = job->p->scores + (size_t)worker * 4 * (size_t)job->p->score_columns;
+    azq_attend_row rows[AZQ_SPAN_ROWS];
+    int64_t n = 0;
+    for (int64_t row = span->row; row < span->row + span->n; row++) {
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+            rows[n++] = (azq_attend_row){row_of(job->p, op->a, row, op->a_col + head * dim),
+                                         row_of(job->p, op->out, row, op->out_col + head * dim), step->position[row] + 1};
+            if (n == AZQ_SPAN_ROWS) {
+                attend(rows, n, kv->keys + base, kv->values + base, dim, op->scale, scores, job->p->score_columns);
+                n = 0;
+            }
+        }
     }
-    float sum = step->kernels->softmax(scores, n);
-    memset(out, 0, (size_t)dim * sizeof *out);
-    for (int64_t i = 0; i < n; i++) {
-        axpy(scores[i], kv->values + base + (size_t)i * stride, out, dim);
-    }
-    for (int64_t i = 0; i < dim; i++) {
-        out[i] /= sum;
-    }
+    attend(rows, n, kv->keys + base, kv->values + base, dim, op->scale, scores, job->p->score_columns);
 }
 
 static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step *step) {
@@ -217,20 +231,19 @@ static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step
         return AZQ_E_SHAPE;
     }
     int workers = azq_threads();
-    if (workers > p->score_workers || kv->n_ctx > p->score_columns) {
+    if (workers > p->score_workers || kv->room > p->score_columns) {
         azq_free(p->scores);
         p->score_workers = 0;
-        int64_t columns = (kv->n_ctx + 15) / 16 * 16;
-        p->scores = azq_alloc((size_t)(columns * workers) * sizeof(float));
+        p->scores = azq_alloc((size_t)(4 * kv->room * workers) * sizeof(float));
         if (!p->scores) {
             return AZQ_E_NOMEM;
         }
-        p->score_columns = columns;
+        p->score_columns = kv->room;
         p->score_workers = workers;
     }
     for_each_row(p, op, step, store_kv_row);
     op_job job = {p, op, step, step->n_tokens};
-    azq_parallel(step->n_tokens * op->n_head, p->score_workers, attention_task, &job);
+    azq_parallel(p->n_spans * op->n_head_kv, p->score_workers, attention_task, &job);
     return AZQ_OK;
 }
 

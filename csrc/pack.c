@@ -50,7 +50,7 @@ azq_status azq_matrix_create(int type, const void *data, int64_t n, int64_t k, a
         return AZQ_E_TYPE;
     }
     int64_t row_bytes = azq_row_bytes(type, k);
-    if (n < 0 || row_bytes < 0 || (row_bytes > 0 && n > INT64_MAX / 8 / row_bytes) || k > INT64_MAX / 64) {
+    if (n < 0 || row_bytes < 0 || n > INT64_MAX / 8 / (row_bytes > 0 ? row_bytes : 1) || k > INT64_MAX / 64) {
         return AZQ_E_SHAPE;
     }
     azq_matrix *w = calloc(1, sizeof *w);
@@ -110,17 +110,22 @@ static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8
 }
 
 /* Weight k of a Q4_0 block lies in byte k % 16 of qs, high nibble for k >= 16. Packed, byte j of dword i
- * holds weights 8i + order[j] (low) and 8i + order[4 + j] (high). */
-static unsigned nibble(const uint8_t *qs, int k) { return k < 16 ? qs[k] & 15u : qs[k - 16] >> 4; }
+ * holds weights 8i + order[j] (low) and 8i + order[4 + j] (high). With one weight per byte of x, shifting by
+ * 12 bits lays weight k + 2 beside weight k; bytes 0, 4, 1, 5 are then the dword. */
+static uint32_t nibble_dword(uint64_t x) {
+    uint64_t y = x | x >> 12;
+    uint32_t a = (uint32_t)y, b = (uint32_t)(y >> 32);
+    return (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
+}
 
 static void pack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
-    const uint8_t *qs = file + 2;
     memcpy(scale, file, 2);
-    for (int i = 0; i < 4; i++) {
-        for (int j = 0; j < 4; j++) {
-            unsigned low = nibble(qs, 8 * i + azq_lane_order[j]), high = nibble(qs, 8 * i + azq_lane_order[4 + j]);
-            packed[64 * i + 4 * column + j] = (uint8_t)(low | high << 4);
-        }
+    for (int half = 0; half < 2; half++) {
+        uint64_t bytes;
+        memcpy(&bytes, file + 2 + 8 * half, 8);
+        uint32_t low = nibble_dword(bytes & 0x0f0f0f0f0f0f0f0fu), high = nibble_dword(bytes >> 4 & 0x0f0f0f0f0f0f0f0fu);
+        memcpy(packed + 64 * half + 4 * column, &low, 4);
+        memcpy(packed + 64 * (half + 2) + 4 * column, &high, 4);
     }
 }
 
@@ -137,11 +142,17 @@ static void unpack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int colu
     }
 }
 
+/* Bytes 0, 4, 1, 5 of x in one dword, 2, 6, 3, 7 in the next. */
 static void pack_q8_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
     memcpy(scale, file, 2);
-    for (int k = 0; k < 32; k++) {
-        int from = (k & ~7) + azq_lane_order[k & 7];
-        packed[64 * (k >> 2) + 4 * column + (k & 3)] = file[2 + from];
+    for (int run = 0; run < 4; run++) {
+        uint32_t a, b;
+        memcpy(&a, file + 2 + 8 * run, 4);
+        memcpy(&b, file + 2 + 8 * run + 4, 4);
+        for (int odd = 0; odd < 2; odd++, a >>= 16, b >>= 16) {
+            uint32_t dword = (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
+            memcpy(packed + 64 * (2 * run + odd) + 4 * column, &dword, 4);
+        }
     }
 }
 

@@ -15,6 +15,16 @@ static int same_rows(const azq_program *p, const azq_op *op, int32_t other) {
     return p->buffers[op->out].outputs == p->buffers[other].outputs;
 }
 
+/* The columns written overlap those read there. */
+static int overlaps(const azq_op *op, int32_t buffer, int64_t col) {
+    return op->out == buffer && op->out_col < col + op->width && col < op->out_col + op->width;
+}
+
+/* An element of out may be computed from the same element, not from its neighbours. */
+static int aligned(const azq_op *op, int32_t buffer, int64_t col) {
+    return !overlaps(op, buffer, col) || op->out_col == col;
+}
+
 static int check_op(const azq_program *p, const azq_op *op) {
     if (!has_columns(p, op->out, op->out_col, op->width)) {
         return 0;
@@ -26,11 +36,13 @@ static int check_op(const azq_program *p, const azq_op *op) {
                (!op->w2 || (op->w2->k == op->width && azq_row_bytes(op->w2->type, 256) > 0));
     case AZQ_OP_LAYER_NORM:
     case AZQ_OP_RMS_NORM:
-        return has_columns(p, op->a, op->a_col, op->width) && same_rows(p, op, op->a) && op->vec0;
+        return has_columns(p, op->a, op->a_col, op->width) && same_rows(p, op, op->a) && op->vec0 &&
+               aligned(op, op->a, op->a_col);
     case AZQ_OP_LINEAR:
         return op->w && op->w->n == op->width && has_columns(p, op->a, op->a_col, op->w->k) && op->out != op->a &&
                same_rows(p, op, op->a) &&
-               (op->b < 0 || (has_columns(p, op->b, op->b_col, op->width) && same_rows(p, op, op->b))) &&
+               (op->b < 0 || (has_columns(p, op->b, op->b_col, op->width) && same_rows(p, op, op->b) &&
+                              aligned(op, op->b, op->b_col))) &&
                op->activation >= AZQ_ACT_NONE && op->activation <= AZQ_ACT_RELU;
     case AZQ_OP_ROPE:
         return !outputs && op->vec0 && op->n_head > 0 && op->head_dim > 0 && op->n_rot > 0 && op->n_rot % 2 == 0 &&
@@ -42,8 +54,8 @@ static int check_op(const azq_program *p, const azq_op *op) {
                same_rows(p, op, op->a);
     case AZQ_OP_GLU:
         return has_columns(p, op->a, op->a_col, op->width) && has_columns(p, op->b, op->b_col, op->width) &&
-               same_rows(p, op, op->a) && same_rows(p, op, op->b) && op->activation >= AZQ_ACT_NONE &&
-               op->activation <= AZQ_ACT_RELU;
+               same_rows(p, op, op->a) && same_rows(p, op, op->b) && !overlaps(op, op->b, op->b_col) &&
+               op->activation >= AZQ_ACT_NONE && op->activation <= AZQ_ACT_RELU;
     case AZQ_OP_SELECT:
         return outputs && has_columns(p, op->a, op->a_col, op->width) && !p->buffers[op->a].outputs;
     default: return 0;
@@ -114,6 +126,7 @@ void azq_program_free(azq_program *p) {
     azq_scratch_free(&p->scratch);
     azq_free(p->rope_table);
     azq_free(p->scores);
+    free(p->spans);
     free(p->ops);
     free(p->buffers);
     free(p->data);
@@ -140,8 +153,28 @@ static azq_status reserve_rows(azq_program *p, int outputs, int64_t rows) {
             return AZQ_E_NOMEM;
         }
     }
+    if (!outputs) {
+        free(p->spans);
+        p->spans = malloc((size_t)rows * sizeof *p->spans);
+        if (!p->spans) {
+            free_rows(p, outputs);
+            return AZQ_E_NOMEM;
+        }
+    }
     *(outputs ? &p->output_rows : &p->token_rows) = rows;
     return AZQ_OK;
+}
+
+static void find_spans(azq_program *p, const azq_step *step) {
+    p->n_spans = 0;
+    for (int64_t t = 0; t < step->n_tokens; t++) {
+        azq_span *last = p->n_spans ? &p->spans[p->n_spans - 1] : NULL;
+        if (last && last->n < AZQ_SPAN_TOKENS && step->sequence[t] == step->sequence[last->row]) {
+            last->n++;
+        } else {
+            p->spans[p->n_spans++] = (azq_span){t, 1};
+        }
+    }
 }
 
 static azq_status check_batch(const azq_program *p, const azq_step *step) {
@@ -185,6 +218,9 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
     }
     if (status == AZQ_OK) {
         status = reserve_rows(p, 1, n_out);
+    }
+    if (status == AZQ_OK) {
+        find_spans(p, &step);
     }
     int32_t last = p->ops[p->n_ops - 1].out;
     p->data[last] = logits;

@@ -15,6 +15,12 @@ typedef struct {
     const int32_t *out_rows;                     /* (n_out) */
 } azq_step;
 
+/* Consecutive tokens of one sequence that attention computes together. */
+typedef struct {
+    int64_t row, n;
+} azq_span;
+enum { AZQ_SPAN_TOKENS = 16, AZQ_SPAN_ROWS = 64 };
+
 struct azq_program {
     azq_op *ops;
     int64_t n_ops;
@@ -23,11 +29,13 @@ struct azq_program {
     int64_t n_buffers;
     int64_t token_rows, output_rows; /* rows that `data` has room for */
     azq_scratch scratch;
-    /* cos and sin of the step's positions, (n_tokens, 2, n_rot / 2); of the op with these frequencies */
+    /* cos and sin of the step's positions, (n_tokens, 2, n_rot / 2), as op rope_of needs them */
     float *rope_table;
-    const float *rope_of;
+    const azq_op *rope_of;
     size_t rope_floats;
-    /* attention scores, (workers, n_ctx) */
+    azq_span *spans; /* of the step; room for token_rows */
+    int64_t n_spans;
+    /* attention scores, (workers, 4, score_columns) */
     float *scores;
     int64_t score_columns;
     int score_workers;

@@ -17,8 +17,22 @@
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "vec_types.h"
-AZQ_INLINE v8 load_f16x8(const uint16_t *p) { return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 #include "vec.h"
+
+typedef __m256 vf;
+#define LANES 8
+#define V_ZERO _mm256_setzero_ps()
+#define v_set(x) _mm256_set1_ps(x)
+#define v_load(p) _mm256_loadu_ps(p)
+#define v_store(p, v) _mm256_storeu_ps(p, v)
+#define v_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define v_mul(a, b) _mm256_mul_ps(a, b)
+#define v_add(a, b) _mm256_add_ps(a, b)
+#define v_div(a, b) _mm256_div_ps(a, b)
+#define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define AZQ_TILES_1 4
+#define AZQ_TILES_4 1
+#include "attend_types.h"
 
 AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }
 AZQ_INLINE __m256i loadi(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -288,6 +302,7 @@ const azq_kernels azq_kernels_avx2 = {
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
+            AZQ_ATTEND_SLOTS,
         },
 };
 

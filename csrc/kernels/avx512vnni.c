@@ -17,6 +17,22 @@
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
 
 #include "vec_types.h"
+#include "vec.h"
+
+typedef __m512 vf;
+#define LANES 16
+#define V_ZERO _mm512_setzero_ps()
+#define v_set(x) _mm512_set1_ps(x)
+#define v_load(p) _mm512_loadu_ps(p)
+#define v_store(p, v) _mm512_storeu_ps(p, v)
+#define v_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define v_mul(a, b) _mm512_mul_ps(a, b)
+#define v_add(a, b) _mm512_add_ps(a, b)
+#define v_div(a, b) _mm512_div_ps(a, b)
+#define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define AZQ_TILES_1 8
+#define AZQ_TILES_4 4
+#include "attend_types.h"
 
 AZQ_INLINE __m512i broadcast4(const int8_t *p) {
     int32_t dword;
@@ -152,7 +168,7 @@ AZQ_GEMM_512(q8_0, 512, 16)
 const azq_kernels azq_kernels_avx512vnni = {
     .isa = "avx512vnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI,
-    .slots = {AZQ_BLOCK_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+    .slots = {AZQ_BLOCK_SLOTS, AZQ_VEC_SLOTS, AZQ_ATTEND_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
 };
 
 AZQ_TARGET_END

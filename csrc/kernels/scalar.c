@@ -5,14 +5,22 @@
 #include "../azq_half.h"
 
 #include "vec_types.h"
-static inline v8 load_f16x8(const uint16_t *p) {
-    v8 x;
-    for (int i = 0; i < 8; i++) {
-        x[i] = azq_f16_to_f32(p[i]);
-    }
-    return x;
-}
 #include "vec.h"
+
+typedef float vf;
+#define LANES 1
+#define V_ZERO 0.0f
+#define v_set(x) (x)
+#define v_load(p) (*(p))
+#define v_store(p, v) ((void)(*(p) = (v)))
+#define v_fma(a, b, c) fmaf(a, b, c)
+#define v_mul(a, b) ((a) * (b))
+#define v_add(a, b) ((a) + (b))
+#define v_div(a, b) ((a) / (b))
+#define v_load_f16(p) azq_f16_to_f32(*(p))
+#define AZQ_TILES_1 1
+#define AZQ_TILES_4 1
+#include "attend_types.h"
 
 /* ---- quantize: the ggml reference, bit by bit --------------------------------------------------- */
 
@@ -245,6 +253,7 @@ const azq_kernels azq_kernels_scalar = {
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
+            AZQ_ATTEND_SLOTS,
             .gelu_erf = gelu_erf,
             .relu = relu,
         },

@@ -1,9 +1,7 @@
 /* fp32 vector kernels, written once over 8-lane vectors and compiled by every ISA file inside its target
  * region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
  *
- * The including file defines beforehand
- *   static inline v8 load_f16x8(const uint16_t *p)
- * after including vec_types.h. Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
+ * Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
  * with zeros, which leaves the lanes' sums as they are. */
 #include <math.h>
 #include <string.h>
@@ -25,50 +23,7 @@ static inline __attribute__((always_inline)) void load_tail(const float *x, int6
     out[1] = load8(pad + 8);
 }
 
-static inline __attribute__((always_inline)) void load_tail_f16(const uint16_t *x, int64_t n, v8 out[2]) {
-    uint16_t pad[16] = {0};
-    memcpy(pad, x, (size_t)n * sizeof *x);
-    out[0] = load_f16x8(pad);
-    out[1] = load_f16x8(pad + 8);
-}
-
-static float dot_f32(const float *x, const void *weights, int64_t n) {
-    const float *w = weights;
-    v8 acc0 = zero8(), acc1 = zero8();
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        acc0 += load8(x + i) * load8(w + i);
-        acc1 += load8(x + i + 8) * load8(w + i + 8);
-    }
-    if (i < n) {
-        v8 xt[2], wt[2];
-        load_tail(x + i, n - i, xt);
-        load_tail(w + i, n - i, wt);
-        acc0 += xt[0] * wt[0];
-        acc1 += xt[1] * wt[1];
-    }
-    return sum_lanes(acc0, acc1);
-}
-
-static float dot_f16(const float *x, const void *weights, int64_t n) {
-    const uint16_t *w = weights;
-    v8 acc0 = zero8(), acc1 = zero8();
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        acc0 += load8(x + i) * load_f16x8(w + i);
-        acc1 += load8(x + i + 8) * load_f16x8(w + i + 8);
-    }
-    if (i < n) {
-        v8 xt[2], wt[2];
-        load_tail(x + i, n - i, xt);
-        load_tail_f16(w + i, n - i, wt);
-        acc0 += xt[0] * wt[0];
-        acc1 += xt[1] * wt[1];
-    }
-    return sum_lanes(acc0, acc1);
-}
-
-/* Four rows of w at once: each as dot_f32 gives it. */
+/* Dot products of x with four rows of w at once. */
 static void dot4_f32(const float *x, const float *w, int64_t ldw, int64_t k, float *out) {
     const float *w0 = w, *w1 = w + ldw, *w2 = w + 2 * ldw, *w3 = w + 3 * ldw;
     v8 a00 = zero8(), a01 = zero8(), a10 = zero8(), a11 = zero8();
@@ -105,36 +60,6 @@ static void dot4_f32(const float *x, const float *w, int64_t ldw, int64_t k, flo
     out[1] = sum_lanes(a10, a11);
     out[2] = sum_lanes(a20, a21);
     out[3] = sum_lanes(a30, a31);
-}
-
-static void axpy_f32(float a, const void *src, float *y, int64_t n) {
-    const float *x = src;
-    v8 scale = set8(a);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        store8(y + i, load8(y + i) + scale * load8(x + i));
-    }
-    for (; i < n; i++) {
-        y[i] += a * x[i];
-    }
-}
-
-static void axpy_f16(float a, const void *src, float *y, int64_t n) {
-    const uint16_t *x = src;
-    v8 scale = set8(a);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        store8(y + i, load8(y + i) + scale * load_f16x8(x + i));
-    }
-    if (i < n) {
-        v8 xt[2];
-        float t[8];
-        load_tail_f16(x + i, n - i, xt);
-        store8(t, xt[0]);
-        for (int64_t j = 0; i < n; i++, j++) {
-            y[i] += a * t[j];
-        }
-    }
 }
 
 /* Sum of (x - shift), or of its square. */
@@ -261,6 +186,6 @@ AZQ_MAP(silu, silu8)
 AZQ_MAP(gelu_tanh, gelu_tanh8)
 #undef AZQ_MAP
 
-#define AZQ_VEC_SLOTS                                                                                       \
-    .dot4_f32 = dot4_f32, .dot_f32 = dot_f32, .dot_f16 = dot_f16, .axpy_f32 = axpy_f32, .axpy_f16 = axpy_f16, \
-    .layer_norm = layer_norm, .rms_norm = rms_norm, .softmax = softmax, .silu = silu, .gelu_tanh = gelu_tanh
+#define AZQ_VEC_SLOTS                                                                                          \
+    .dot4_f32 = dot4_f32, .layer_norm = layer_norm, .rms_norm = rms_norm, .softmax = softmax, .silu = silu, \
+    .gelu_tanh = gelu_tanh

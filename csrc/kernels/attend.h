@@ -1,0 +1,135 @@
+/* Attention of a few query rows over one head's cache, for one type of cache. Included once per type by every
+ * ISA file, which defines before
+ *
+ *   vf, LANES, V_ZERO, v_set(x), v_load(p), v_store(p, v), v_fma(a, b, c), v_mul, v_add, v_div   its vectors
+ *   AZQ_TILES_1, AZQ_TILES_4          tiles of 16 positions at once for one row and for four rows
+ *   AZQ_KV, v_load_kv(p), kv_value(x) the cache's element, a vector and a number of it in fp32
+ *   AZQ_ATTEND(part)                  names
+ *
+ * The order of every sum is fixed: scores over the head's dimensions from 0 up, results over positions in two
+ * interleaved chains (even, odd) that are added at the end; each step is one fused multiply-add. So every ISA
+ * gives the same bits, whichever rows are computed together. */
+
+enum { AZQ_ATTEND(VECTORS) = 16 / LANES }; /* vectors per tile of positions */
+
+/* scores (R, ld) of R rows against B tiles. */
+AZQ_INLINE void AZQ_ATTEND(scores)(const azq_attend_row *rows, int R, const AZQ_KV *tiles, int B, int64_t dim,
+                                   float scale, float *scores, int64_t ld) {
+    enum { V = AZQ_ATTEND(VECTORS) };
+    vf acc[4 * AZQ_TILES_1 * V];
+    for (int i = 0; i < R * B * V; i++) {
+        acc[i] = V_ZERO;
+    }
+    for (int64_t d = 0; d < dim; d++) {
+        vf k[AZQ_TILES_1 * V];
+        for (int i = 0; i < B * V; i++) {
+            k[i] = v_load_kv(tiles + i / V * 16 * dim + 16 * d + i % V * LANES);
+        }
+        for (int r = 0; r < R; r++) {
+            vf q = v_set(rows[r].query[d]);
+            for (int i = 0; i < B * V; i++) {
+                acc[r * B * V + i] = v_fma(q, k[i], acc[r * B * V + i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        for (int i = 0; i < B * V; i++) {
+            v_store(scores + r * ld + i * LANES, v_mul(acc[r * B * V + i], v_set(scale)));
+        }
+    }
+}
+
+/* Columns d .. d + C * LANES - 1 of the results of R rows. */
+AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV *values, int64_t dim, int64_t d, int C,
+                                int64_t common, const float *scores, int64_t ld, const float *sums) {
+    vf even[8], odd[8];
+    for (int i = 0; i < R * C; i++) {
+        even[i] = odd[i] = V_ZERO;
+    }
+    int64_t p = 0;
+    for (; p + 2 <= common; p += 2) {
+        for (int c = 0; c < C; c++) {
+            vf v0 = v_load_kv(values + p * dim + d + c * LANES), v1 = v_load_kv(values + (p + 1) * dim + d + c * LANES);
+            for (int r = 0; r < R; r++) {
+                even[r * C + c] = v_fma(v_set(scores[r * ld + p]), v0, even[r * C + c]);
+                odd[r * C + c] = v_fma(v_set(scores[r * ld + p + 1]), v1, odd[r * C + c]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) { /* rows that see more positions than the others */
+        for (int64_t i = p; i < rows[r].n; i++) {
+            for (int c = 0; c < C; c++) {
+                vf v = v_load_kv(values + i * dim + d + c * LANES), s = v_set(scores[r * ld + i]);
+                if (i & 1) {
+                    odd[r * C + c] = v_fma(s, v, odd[r * C + c]);
+                } else {
+                    even[r * C + c] = v_fma(s, v, even[r * C + c]);
+                }
+            }
+        }
+        for (int c = 0; c < C; c++) {
+            v_store(rows[r].out + d + c * LANES, v_div(v_add(even[r * C + c], odd[r * C + c]), v_set(sums[r])));
+        }
+    }
+}
+
+/* Columns that fill no vector. */
+AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *values, int64_t dim, int64_t d,
+                                    const float *scores, float sum) {
+    float chains[2] = {0.0f, 0.0f};
+    for (int64_t p = 0; p < row->n; p++) {
+        chains[p & 1] = fmaf(scores[p], kv_value(values[p * dim + d]), chains[p & 1]);
+    }
+    row->out[d] = (chains[0] + chains[1]) / sum;
+}
+
+/* R rows: scores, softmax, results. */
+AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const AZQ_KV *keys, const AZQ_KV *values,
+                                  int64_t dim, float scale, float *scores, int64_t ld) {
+    enum { C = 2 };
+    int B = R == 1 ? AZQ_TILES_1 : AZQ_TILES_4;
+    int64_t common = rows[0].n, most = rows[0].n;
+    for (int r = 1; r < R; r++) {
+        common = rows[r].n < common ? rows[r].n : common;
+        most = rows[r].n > most ? rows[r].n : most;
+    }
+    int64_t tiles = (most + 15) / 16, t = 0;
+    for (; t + B <= tiles; t += B) {
+        AZQ_ATTEND(scores)(rows, R, keys + t * 16 * dim, B, dim, scale, scores + 16 * t, ld);
+    }
+    for (; t < tiles; t++) {
+        AZQ_ATTEND(scores)(rows, R, keys + t * 16 * dim, 1, dim, scale, scores + 16 * t, ld);
+    }
+    float sums[4];
+    for (int r = 0; r < R; r++) {
+        sums[r] = softmax(scores + r * ld, rows[r].n);
+    }
+    int64_t d = 0;
+    for (; d + C * LANES <= dim; d += C * LANES) {
+        AZQ_ATTEND(mix)(rows, R, values, dim, d, C, common, scores, ld, sums);
+    }
+    for (; d + LANES <= dim; d += LANES) {
+        AZQ_ATTEND(mix)(rows, R, values, dim, d, 1, common, scores, ld, sums);
+    }
+    for (; d < dim; d++) {
+        for (int r = 0; r < R; r++) {
+            AZQ_ATTEND(mix_one)(&rows[r], values, dim, d, scores + r * ld, sums[r]);
+        }
+    }
+}
+
+static void AZQ_ATTEND(rows)(const azq_attend_row *rows, int64_t n_rows, const void *keys, const void *values,
+                             int64_t dim, float scale, float *scores, int64_t ld) {
+    int64_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        AZQ_ATTEND(group)(rows + r, 4, keys, values, dim, scale, scores, ld);
+    }
+    for (; r < n_rows; r++) {
+        AZQ_ATTEND(group)(rows + r, 1, keys, values, dim, scale, scores, ld);
+    }
+}
+
+#undef AZQ_KV
+#undef AZQ_ATTEND
+#undef v_load_kv
+#undef kv_value
