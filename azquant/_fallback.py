@@ -313,6 +313,10 @@ _ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+def _softcapped(x: Floats, cap: float) -> Floats:
+    return np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
 class _Step:
     """One step: the buffers, and a method for each kind of op."""
 
@@ -336,17 +340,23 @@ class _Step:
         x = op.w.rows(self.tokens) * np.float32(op.scale)
         return x if op.w2 is None else x + op.w2.rows(self.position)
 
+    def heads(self, op: Op[Matrix]) -> Floats:
+        """(rows, n_head, width of a head) of what a norm reads; one head where the norm is over the whole."""
+        x = self.view(op.a, op.width)
+        return x.reshape(len(x), max(op.n_head, 1), op.width // max(op.n_head, 1))
+
     def layer_norm(self, op: Op[Matrix]) -> Floats:
         assert op.vec0 is not None
-        x = self.view(op.a, op.width)
-        centred = x - x.mean(axis=1, keepdims=True)
-        y = centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + np.float32(op.eps)) * op.vec0
-        return y if op.vec1 is None else y + op.vec1
+        x = self.heads(op)
+        centred = x - x.mean(axis=2, keepdims=True)
+        y = centred / np.sqrt((centred * centred).mean(axis=2, keepdims=True) + np.float32(op.eps)) * op.vec0
+        return (y if op.vec1 is None else y + op.vec1).reshape(-1, op.width)
 
     def rms_norm(self, op: Op[Matrix]) -> Floats:
         assert op.vec0 is not None
-        x = self.view(op.a, op.width)
-        return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(op.eps)) * op.vec0
+        x = self.heads(op)
+        y = x / np.sqrt((x * x).mean(axis=2, keepdims=True) + np.float32(op.eps)) * op.vec0
+        return y.reshape(-1, op.width)
 
     def linear(self, op: Op[Matrix]) -> Floats:
         assert op.w is not None
@@ -378,10 +388,13 @@ class _Step:
             values[self.sequence, :, self.position] = qkv[:, heads + kv_heads :]
         out = np.empty((len(self.tokens), heads, dim), np.float32)
         for row, (sequence, position) in enumerate(zip(self.sequence, self.position, strict=True)):
-            past_k = keys[sequence, :, : position + 1].astype(np.float32)  # (kv heads, positions, dim)
-            past_v = values[sequence, :, : position + 1].astype(np.float32)
+            seen = slice(max(0, position + 1 - op.window) if op.window else 0, position + 1)
+            past_k = keys[sequence, :, seen].astype(np.float32)  # (kv heads, positions, dim)
+            past_v = values[sequence, :, seen].astype(np.float32)
             query = qkv[row, :heads].reshape(kv_heads, heads // kv_heads, dim)
             scores = np.float32(op.scale) * (query @ past_k.transpose(0, 2, 1))
+            if op.softcap:
+                scores = _softcapped(scores, op.softcap)
             weights = np.exp(scores - scores.max(axis=2, keepdims=True))
             weights /= weights.sum(axis=2, keepdims=True)
             out[row] = (weights @ past_v).reshape(heads, dim)
@@ -393,6 +406,12 @@ class _Step:
 
     def select(self, op: Op[Matrix]) -> Floats:
         return self.view(op.a, op.width)[self.out_rows]
+
+    def add(self, op: Op[Matrix]) -> Floats:
+        return self.view(op.a, op.width) * np.float32(op.scale) + self.view(op.b, op.width)
+
+    def softcap(self, op: Op[Matrix]) -> Floats:
+        return _softcapped(self.view(op.a, op.width), op.softcap)
 
 
 class Program:

@@ -60,6 +60,8 @@ KINDS = {
     "attention": lib.AZQ_OP_ATTENTION,
     "glu": lib.AZQ_OP_GLU,
     "select": lib.AZQ_OP_SELECT,
+    "add": lib.AZQ_OP_ADD,
+    "softcap": lib.AZQ_OP_SOFTCAP,
 }
 
 
@@ -247,7 +249,7 @@ class Program:
             ref = getattr(op, name)
             setattr(target, name, -1 if ref is None else ref.buffer)
             setattr(target, f"{name}_col", 0 if ref is None else ref.col)
-        for name in ("layer", "n_head", "n_head_kv", "head_dim", "n_rot", "eps", "scale"):
+        for name in ("layer", "n_head", "n_head_kv", "head_dim", "n_rot", "window", "eps", "scale", "softcap"):
             setattr(target, name, getattr(op, name))
         target.rope_mode = lib.AZQ_ROPE_NEOX if op.rope_neox else lib.AZQ_ROPE_NORM
         target.activation = ACTIVATIONS[op.activation]

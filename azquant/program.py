@@ -70,8 +70,10 @@ class Op(Generic[M]):
     n_rot: int = 0
     rope_neox: bool = False
     activation: str | None = None
+    window: int = 0
     eps: float = 0.0
     scale: float = 1.0
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class ProgramBuilder(Generic[M]):
         """out = (a - mean) / sqrt(variance + eps) * weight + bias."""
         self.ops.append(Op("layer_norm", out, len(weight), a=a, vec0=weight, vec1=bias, eps=eps))
 
-    def rms_norm(self, out: Ref, a: Ref, weight: Floats, eps: float) -> None:
-        """out = a / sqrt(mean(a²) + eps) * weight."""
-        self.ops.append(Op("rms_norm", out, len(weight), a=a, vec0=weight, eps=eps))
+    def rms_norm(self, out: Ref, a: Ref, weight: Floats, eps: float, *, n_head: int = 0) -> None:
+        """out = a / sqrt(mean(a²) + eps) * weight; with ``n_head`` each of so many heads by itself."""
+        width = len(weight) * max(n_head, 1)
+        self.ops.append(Op("rms_norm", out, width, a=a, vec0=weight, n_head=n_head, eps=eps))
 
     def linear(
         self,
@@ -123,8 +126,17 @@ class ProgramBuilder(Generic[M]):
         """out = activation(a · wᵀ + bias) + residual."""
         self.ops.append(Op("linear", out, w.shape[0], a=a, b=residual, w=w, vec0=bias, activation=activation))
 
-    def rope(self, x: Ref, n_head: int, head_dim: int, frequencies: Floats, *, neox: bool = False) -> None:
-        """Rotates the first 2 * len(frequencies) dimensions of ``n_head`` heads of x in place."""
+    def rope(
+        self,
+        x: Ref,
+        n_head: int,
+        head_dim: int,
+        frequencies: Floats,
+        *,
+        neox: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        """Rotates the first 2 * len(frequencies) dimensions of ``n_head`` heads of x in place, and scales them."""
         self.ops.append(
             Op(
                 "rope",
@@ -135,13 +147,28 @@ class ProgramBuilder(Generic[M]):
                 head_dim=head_dim,
                 n_rot=2 * len(frequencies),
                 rope_neox=neox,
+                scale=scale,
             )
         )
 
     def attention(
-        self, out: Ref, qkv: Ref, layer: int, n_head: int, n_head_kv: int, head_dim: int, scale: float
+        self,
+        out: Ref,
+        qkv: Ref,
+        layer: int,
+        n_head: int,
+        n_head_kv: int,
+        head_dim: int,
+        scale: float,
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
     ) -> None:
-        """Causal attention over the layer's cache; qkv holds queries, keys and values side by side."""
+        """Causal attention over the layer's cache; qkv holds queries, keys and values side by side.
+
+        ``window`` > 0: a token sees so many positions, its own included. ``softcap`` > 0: a score s becomes
+        softcap · tanh(s / softcap) before the softmax.
+        """
         self.ops.append(
             Op(
                 "attention",
@@ -153,6 +180,8 @@ class ProgramBuilder(Generic[M]):
                 n_head_kv=n_head_kv,
                 head_dim=head_dim,
                 scale=scale,
+                window=window,
+                softcap=softcap,
             )
         )
 
@@ -163,6 +192,14 @@ class ProgramBuilder(Generic[M]):
     def select(self, out: Ref, a: Ref, width: int) -> None:
         """out = the rows of a whose logits are asked for."""
         self.ops.append(Op("select", out, width, a=a))
+
+    def add(self, out: Ref, a: Ref, b: Ref, width: int, *, scale: float = 1.0) -> None:
+        """out = a * scale + b."""
+        self.ops.append(Op("add", out, width, a=a, b=b, scale=scale))
+
+    def softcap(self, out: Ref, a: Ref, width: int, cap: float) -> None:
+        """out = cap * tanh(a / cap)."""
+        self.ops.append(Op("softcap", out, width, a=a, softcap=cap))
 
     def build(self, *, n_layer: int, n_head_kv: int, head_dim: int) -> ProgramSpec[M]:
         """The finished program; its last op makes the logits."""

@@ -101,13 +101,15 @@ azq_status azq_kv_copy(azq_kv *kv, int64_t from, int64_t to, int64_t n);
  * the step, or, when `outputs` is set, for every row whose logits are asked for. */
 typedef enum {
     AZQ_OP_EMBED = 1,      /* out = w[token] * scale (+ w2[position]) */
-    AZQ_OP_LAYER_NORM = 2, /* out = (a - mean) / sqrt(var + eps) * vec0 + vec1 */
-    AZQ_OP_RMS_NORM = 3,   /* out = a / sqrt(mean(a^2) + eps) * vec0 */
+    AZQ_OP_LAYER_NORM = 2, /* out = (a - mean) / sqrt(var + eps) * vec0 + vec1; n_head > 0: each head by itself */
+    AZQ_OP_RMS_NORM = 3,   /* out = a / sqrt(mean(a^2) + eps) * vec0; likewise */
     AZQ_OP_LINEAR = 4,     /* out = activation(a * w^T + vec0) + b */
     AZQ_OP_ROPE = 5,       /* rotates n_head heads of out in place; vec0: n_rot / 2 frequencies */
     AZQ_OP_ATTENTION = 6,  /* a: queries, keys, values side by side; writes the cache, then out */
     AZQ_OP_GLU = 7,        /* out = activation(a) * b */
-    AZQ_OP_SELECT = 8      /* out (outputs buffer) = the rows of a that are asked for */
+    AZQ_OP_SELECT = 8,     /* out (outputs buffer) = the rows of a that are asked for */
+    AZQ_OP_ADD = 9,        /* out = a * scale + b */
+    AZQ_OP_SOFTCAP = 10    /* out = softcap * tanh(a / softcap) */
 } azq_op_kind;
 
 typedef enum {
@@ -129,10 +131,12 @@ typedef struct {
     int64_t out_col, a_col, b_col;   /* first column used of each */
     int64_t width;                   /* columns written */
     int32_t layer;                   /* ATTENTION */
-    int32_t n_head, n_head_kv, head_dim; /* ROPE (n_head, head_dim), ATTENTION */
+    int32_t n_head, n_head_kv, head_dim; /* ROPE (n_head, head_dim), ATTENTION; norms (n_head, 0 for none) */
     int32_t n_rot, rope_mode;        /* ROPE */
     int32_t activation;              /* LINEAR, GLU */
+    int32_t window;                  /* ATTENTION: positions seen, the token's own included; 0 for all */
     float eps, scale;
+    float softcap;                   /* ATTENTION (before the softmax; 0 for none), SOFTCAP */
     azq_matrix *w, *w2;
     const float *vec0, *vec1;
 } azq_op;

@@ -55,16 +55,21 @@ typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const u
 typedef void azq_dot4_fn(const float *x, const float *w /* (4, ldw) */, int64_t ldw, int64_t k, float *out /* (4) */);
 typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
 typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
-/* One query row: out (dim) = softmax(scale * query . keys) . values over the first n positions (n >= 1). */
+/* One query row: out (dim) = softmax(scale * query . keys) . values over positions first .. end - 1. */
 typedef struct {
     const float *query; /* (dim) */
     float *out;         /* (dim) */
-    int64_t n;
+    int64_t first, end;
 } azq_attend_row;
-/* Rows that share one head's cache: keys (tiles of 16 positions, dim, 16), values (positions, dim), fp32 or
- * fp16. scores: scratch (4, ld), ld >= n rounded up to 16. The order of sums is that of attend.h. */
-typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const void *keys, const void *values,
-                           int64_t dim, float scale, float *scores, int64_t ld);
+/* One head's cache: keys (tiles of 16 positions, dim, 16), values (positions, dim), fp32 or fp16. */
+typedef struct {
+    const void *keys, *values;
+    int64_t dim;
+    float scale, softcap; /* softcap > 0: scores become softcap * tanh(score / softcap) */
+} azq_attend_head;
+/* scores: scratch (4, ld), ld >= the largest end, rounded up to 16. The order of sums is that of attend.h. */
+typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const azq_attend_head *head, float *scores,
+                           int64_t ld);
 /* x = exp(x - max(x)) in place; returns the sum. Up to n is read and written. */
 typedef float azq_softmax_fn(float *x, int64_t n);
 typedef void azq_map_fn(float *x, int64_t n);

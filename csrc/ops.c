@@ -73,10 +73,13 @@ static void norm_row(const op_job *job, int64_t row) {
     const azq_op *op = job->op;
     const float *a = row_of(job->p, op->a, row, op->a_col);
     float *out = row_of(job->p, op->out, row, op->out_col);
-    if (op->kind == AZQ_OP_LAYER_NORM) {
-        job->step->kernels->layer_norm(a, op->vec0, op->vec1, op->eps, out, op->width);
-    } else {
-        job->step->kernels->rms_norm(a, op->vec0, op->eps, out, op->width);
+    int64_t width = op->n_head > 0 ? op->width / op->n_head : op->width;
+    for (int64_t col = 0; col < op->width; col += width) {
+        if (op->kind == AZQ_OP_LAYER_NORM) {
+            job->step->kernels->layer_norm(a + col, op->vec0, op->vec1, op->eps, out + col, width);
+        } else {
+            job->step->kernels->rms_norm(a + col, op->vec0, op->eps, out + col, width);
+        }
     }
 }
 
@@ -116,6 +119,30 @@ static void glu_row(const op_job *job, int64_t row) {
     }
     for (int64_t i = 0; i < op->width; i++) {
         out[i] *= b[i];
+    }
+}
+
+/* ---- sum, soft-cap ------------------------------------------------------------------------------- */
+
+static void add_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    const float *a = row_of(job->p, op->a, row, op->a_col), *b = row_of(job->p, op->b, row, op->b_col);
+    float *out = row_of(job->p, op->out, row, op->out_col);
+    for (int64_t i = 0; i < op->width; i++) {
+        out[i] = a[i] * op->scale + b[i];
+    }
+}
+
+static float softcapped(float x, float cap) {
+    return cap * tanhf(x / cap);
+}
+
+static void softcap_row(const op_job *job, int64_t row) {
+    const azq_op *op = job->op;
+    const float *a = row_of(job->p, op->a, row, op->a_col);
+    float *out = row_of(job->p, op->out, row, op->out_col);
+    for (int64_t i = 0; i < op->width; i++) {
+        out[i] = softcapped(a[i], op->softcap);
     }
 }
 
@@ -209,20 +236,23 @@ static void attention_task(void *context, int64_t task, int worker) {
     int64_t kv_head = task % op->n_head_kv, group = op->n_head / op->n_head_kv, dim = op->head_dim;
     size_t base = azq_kv_offset(kv, op->layer, step->sequence[span->row], kv_head);
     azq_attend_fn *attend = kv->type == AZQ_TYPE_F16 ? step->kernels->attend_f16 : step->kernels->attend_f32;
+    azq_attend_head head_cache = {kv->keys + base, kv->values + base, dim, op->scale, op->softcap};
     float *scores = job->p->scores + (size_t)worker * 4 * (size_t)job->p->score_columns;
     azq_attend_row rows[AZQ_SPAN_ROWS];
     int64_t n = 0;
     for (int64_t row = span->row; row < span->row + span->n; row++) {
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+            int64_t end = step->position[row] + 1;
             rows[n++] = (azq_attend_row){row_of(job->p, op->a, row, op->a_col + head * dim),
-                                         row_of(job->p, op->out, row, op->out_col + head * dim), step->position[row] + 1};
+                                         row_of(job->p, op->out, row, op->out_col + head * dim),
+                                         op->window > 0 && end > op->window ? end - op->window : 0, end};
             if (n == AZQ_SPAN_ROWS) {
-                attend(rows, n, kv->keys + base, kv->values + base, dim, op->scale, scores, job->p->score_columns);
+                attend(rows, n, &head_cache, scores, job->p->score_columns);
                 n = 0;
             }
         }
     }
-    attend(rows, n, kv->keys + base, kv->values + base, dim, op->scale, scores, job->p->score_columns);
+    attend(rows, n, &head_cache, scores, job->p->score_columns);
 }
 
 static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step *step) {
@@ -266,6 +296,8 @@ azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step) {
     case AZQ_OP_ATTENTION: status = run_attention(p, op, step); break;
     case AZQ_OP_GLU: for_each_row(p, op, step, glu_row); break;
     case AZQ_OP_SELECT: for_each_row(p, op, step, select_row); break;
+    case AZQ_OP_ADD: for_each_row(p, op, step, add_row); break;
+    case AZQ_OP_SOFTCAP: for_each_row(p, op, step, softcap_row); break;
     default: return AZQ_E_PROGRAM;
     }
     /* Quantized activations of this buffer are stale now, whatever column they began at. */

@@ -37,7 +37,7 @@ static int check_op(const azq_program *p, const azq_op *op) {
     case AZQ_OP_LAYER_NORM:
     case AZQ_OP_RMS_NORM:
         return has_columns(p, op->a, op->a_col, op->width) && same_rows(p, op, op->a) && op->vec0 &&
-               aligned(op, op->a, op->a_col);
+               aligned(op, op->a, op->a_col) && op->n_head >= 0 && (op->n_head == 0 || op->width % op->n_head == 0);
     case AZQ_OP_LINEAR:
         return op->w && op->w->n == op->width && has_columns(p, op->a, op->a_col, op->w->k) && op->out != op->a &&
                same_rows(p, op, op->a) &&
@@ -49,13 +49,21 @@ static int check_op(const azq_program *p, const azq_op *op) {
                op->n_rot <= op->head_dim && op->width == (int64_t)op->n_head * op->head_dim;
     case AZQ_OP_ATTENTION:
         return !outputs && op->n_head > 0 && op->n_head_kv > 0 && op->head_dim > 0 && op->n_head % op->n_head_kv == 0 &&
-               op->layer >= 0 && op->width == (int64_t)op->n_head * op->head_dim && op->out != op->a &&
+               op->layer >= 0 && op->window >= 0 && op->softcap >= 0.0f &&
+               op->width == (int64_t)op->n_head * op->head_dim && op->out != op->a &&
                has_columns(p, op->a, op->a_col, ((int64_t)op->n_head + 2 * (int64_t)op->n_head_kv) * op->head_dim) &&
                same_rows(p, op, op->a);
     case AZQ_OP_GLU:
         return has_columns(p, op->a, op->a_col, op->width) && has_columns(p, op->b, op->b_col, op->width) &&
                same_rows(p, op, op->a) && same_rows(p, op, op->b) && !overlaps(op, op->b, op->b_col) &&
                op->activation >= AZQ_ACT_NONE && op->activation <= AZQ_ACT_RELU;
+    case AZQ_OP_ADD:
+        return has_columns(p, op->a, op->a_col, op->width) && has_columns(p, op->b, op->b_col, op->width) &&
+               same_rows(p, op, op->a) && same_rows(p, op, op->b) && aligned(op, op->a, op->a_col) &&
+               aligned(op, op->b, op->b_col);
+    case AZQ_OP_SOFTCAP:
+        return has_columns(p, op->a, op->a_col, op->width) && same_rows(p, op, op->a) && op->softcap > 0.0f &&
+               aligned(op, op->a, op->a_col);
     case AZQ_OP_SELECT:
         return outputs && has_columns(p, op->a, op->a_col, op->width) && !p->buffers[op->a].outputs;
     default: return 0;

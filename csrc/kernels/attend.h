@@ -39,15 +39,34 @@ AZQ_INLINE void AZQ_ATTEND(scores)(const azq_attend_row *rows, int R, const AZQ_
     }
 }
 
-/* Columns d .. d + C * LANES - 1 of the results of R rows. */
+/* Positions from .. to - 1 of one row, added to its chains. */
+AZQ_INLINE void AZQ_ATTEND(chain)(const AZQ_KV *values, int64_t dim, int64_t d, int C, int64_t from, int64_t to,
+                                  const float *scores, vf *even, vf *odd) {
+    for (int64_t p = from; p < to; p++) {
+        for (int c = 0; c < C; c++) {
+            vf v = v_load_kv(values + p * dim + d + c * LANES), s = v_set(scores[p]);
+            if (p & 1) {
+                odd[c] = v_fma(s, v, odd[c]);
+            } else {
+                even[c] = v_fma(s, v, even[c]);
+            }
+        }
+    }
+}
+
+/* Columns d .. d + C * LANES - 1 of the results of R rows. All rows see positions low .. high - 1 (low even). */
 AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV *values, int64_t dim, int64_t d, int C,
-                                int64_t common, const float *scores, int64_t ld, const float *sums) {
+                                int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
     vf even[8], odd[8];
     for (int i = 0; i < R * C; i++) {
         even[i] = odd[i] = V_ZERO;
     }
-    int64_t p = 0;
-    for (; p + 2 <= common; p += 2) {
+    for (int r = 0; r < R; r++) {
+        int64_t stop = low < rows[r].end ? low : rows[r].end;
+        AZQ_ATTEND(chain)(values, dim, d, C, rows[r].first, stop, scores + r * ld, even + r * C, odd + r * C);
+    }
+    int64_t p = low;
+    for (; p + 2 <= high; p += 2) {
         for (int c = 0; c < C; c++) {
             vf v0 = v_load_kv(values + p * dim + d + c * LANES), v1 = v_load_kv(values + (p + 1) * dim + d + c * LANES);
             for (int r = 0; r < R; r++) {
@@ -56,17 +75,8 @@ AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV 
             }
         }
     }
-    for (int r = 0; r < R; r++) { /* rows that see more positions than the others */
-        for (int64_t i = p; i < rows[r].n; i++) {
-            for (int c = 0; c < C; c++) {
-                vf v = v_load_kv(values + i * dim + d + c * LANES), s = v_set(scores[r * ld + i]);
-                if (i & 1) {
-                    odd[r * C + c] = v_fma(s, v, odd[r * C + c]);
-                } else {
-                    even[r * C + c] = v_fma(s, v, even[r * C + c]);
-                }
-            }
-        }
+    for (int r = 0; r < R; r++) {
+        AZQ_ATTEND(chain)(values, dim, d, C, p, rows[r].end, scores + r * ld, even + r * C, odd + r * C);
         for (int c = 0; c < C; c++) {
             v_store(rows[r].out + d + c * LANES, v_div(v_add(even[r * C + c], odd[r * C + c]), v_set(sums[r])));
         }
@@ -77,39 +87,54 @@ AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV 
 AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *values, int64_t dim, int64_t d,
                                     const float *scores, float sum) {
     float chains[2] = {0.0f, 0.0f};
-    for (int64_t p = 0; p < row->n; p++) {
+    for (int64_t p = row->first; p < row->end; p++) {
         chains[p & 1] = fmaf(scores[p], kv_value(values[p * dim + d]), chains[p & 1]);
     }
     row->out[d] = (chains[0] + chains[1]) / sum;
 }
 
 /* R rows: scores, softmax, results. */
-AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const AZQ_KV *keys, const AZQ_KV *values,
-                                  int64_t dim, float scale, float *scores, int64_t ld) {
+AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_attend_head *head, float *scores,
+                                  int64_t ld) {
     enum { C = 2 };
+    const AZQ_KV *keys = head->keys, *values = head->values;
+    int64_t dim = head->dim;
     int B = R == 1 ? AZQ_TILES_1 : AZQ_TILES_4;
-    int64_t common = rows[0].n, most = rows[0].n;
+    int64_t first = rows[0].first, end = rows[0].end, low = first, high = end;
     for (int r = 1; r < R; r++) {
-        common = rows[r].n < common ? rows[r].n : common;
-        most = rows[r].n > most ? rows[r].n : most;
+        first = rows[r].first < first ? rows[r].first : first;
+        end = rows[r].end > end ? rows[r].end : end;
+        low = rows[r].first > low ? rows[r].first : low;
+        high = rows[r].end < high ? rows[r].end : high;
     }
-    int64_t tiles = (most + 15) / 16, t = 0;
-    for (; t + B <= tiles; t += B) {
-        AZQ_ATTEND(scores)(rows, R, keys + t * 16 * dim, B, dim, scale, scores + 16 * t, ld);
+    low += low & 1;
+    int64_t tile = first / 16, tiles = (end + 15) / 16;
+    for (; tile + B <= tiles; tile += B) {
+        AZQ_ATTEND(scores)(rows, R, keys + tile * 16 * dim, B, dim, head->scale, scores + 16 * tile, ld);
     }
-    for (; t < tiles; t++) {
-        AZQ_ATTEND(scores)(rows, R, keys + t * 16 * dim, 1, dim, scale, scores + 16 * t, ld);
+    for (; tile < tiles; tile++) {
+        AZQ_ATTEND(scores)(rows, R, keys + tile * 16 * dim, 1, dim, head->scale, scores + 16 * tile, ld);
     }
     float sums[4];
     for (int r = 0; r < R; r++) {
-        sums[r] = softmax(scores + r * ld, rows[r].n);
+        float *seen = scores + r * ld + rows[r].first;
+        int64_t n = rows[r].end - rows[r].first;
+        if (head->softcap > 0.0f) {
+            for (int64_t i = 0; i < n; i++) {
+                seen[i] = head->softcap * tanhf(seen[i] / head->softcap);
+            }
+        }
+        sums[r] = softmax(seen, n);
+    }
+    if (high < low) { /* rows so far apart that they share nothing: each by itself */
+        low = high = INT64_MAX;
     }
     int64_t d = 0;
     for (; d + C * LANES <= dim; d += C * LANES) {
-        AZQ_ATTEND(mix)(rows, R, values, dim, d, C, common, scores, ld, sums);
+        AZQ_ATTEND(mix)(rows, R, values, dim, d, C, low, high, scores, ld, sums);
     }
     for (; d + LANES <= dim; d += LANES) {
-        AZQ_ATTEND(mix)(rows, R, values, dim, d, 1, common, scores, ld, sums);
+        AZQ_ATTEND(mix)(rows, R, values, dim, d, 1, low, high, scores, ld, sums);
     }
     for (; d < dim; d++) {
         for (int r = 0; r < R; r++) {
@@ -118,14 +143,14 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const AZQ_K
     }
 }
 
-static void AZQ_ATTEND(rows)(const azq_attend_row *rows, int64_t n_rows, const void *keys, const void *values,
-                             int64_t dim, float scale, float *scores, int64_t ld) {
+static void AZQ_ATTEND(rows)(const azq_attend_row *rows, int64_t n_rows, const azq_attend_head *head, float *scores,
+                             int64_t ld) {
     int64_t r = 0;
     for (; r + 4 <= n_rows; r += 4) {
-        AZQ_ATTEND(group)(rows + r, 4, keys, values, dim, scale, scores, ld);
+        AZQ_ATTEND(group)(rows + r, 4, head, scores, ld);
     }
     for (; r < n_rows; r++) {
-        AZQ_ATTEND(group)(rows + r, 1, keys, values, dim, scale, scores, ld);
+        AZQ_ATTEND(group)(rows + r, 1, head, scores, ld);
     }
 }
 
