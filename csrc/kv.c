@@ -57,16 +57,22 @@ azq_status azq_kv_copy(azq_kv *kv, int64_t from, int64_t to, int64_t n) {
     if (from < 0 || from >= kv->n_seq || to < 0 || to >= kv->n_seq || n < 0 || n > kv->n_ctx) {
         return AZQ_E_INDEX;
     }
-    int64_t whole = (n + AZQ_KV_TILE - 1) / AZQ_KV_TILE * AZQ_KV_TILE; /* keys go by tiles */
-    size_t bytes = (size_t)(whole * kv->head_dim) * kv->element;
     if (from == to) {
         return AZQ_OK;
     }
+    /* Keys: whole tiles at once, then the first positions of each line of the last tile. */
+    int64_t rest = n % AZQ_KV_TILE;
+    size_t bytes = (size_t)(n * kv->head_dim) * kv->element, tiles = (size_t)((n - rest) * kv->head_dim) * kv->element;
+    size_t line = AZQ_KV_TILE * kv->element;
     for (int64_t layer = 0; layer < kv->n_layer; layer++) {
         for (int64_t head = 0; head < kv->n_head_kv; head++) {
             size_t source = azq_kv_offset(kv, layer, from, head), target = azq_kv_offset(kv, layer, to, head);
-            memcpy(kv->keys + target, kv->keys + source, bytes);
             memcpy(kv->values + target, kv->values + source, bytes);
+            memcpy(kv->keys + target, kv->keys + source, tiles);
+            for (int64_t d = 0; rest && d < kv->head_dim; d++) {
+                size_t at = tiles + (size_t)d * line;
+                memcpy(kv->keys + target + at, kv->keys + source + at, (size_t)rest * kv->element);
+            }
         }
     }
     return AZQ_OK;

@@ -1,9 +1,12 @@
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* clock_gettime, with -std=c11 */
+#endif
 #include "threads.h"
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdlib.h>
+#include <time.h>
 #include "azq.h"
 #include "azq_target.h"
 
@@ -31,7 +34,15 @@ static struct {
     .n_threads = 1,
 };
 
-enum { SPINS = 4000 }; /* about 30 microseconds of pauses before a worker sleeps */
+/* How long an idle worker stays awake: longer than what lies between two steps of a generation, so that the
+ * next job finds it at once. It gives its processor away to anyone who wants it after the first few of them. */
+enum { AWAKE_MICROSECONDS = 150, PAUSES_PER_LOOK = 64, LOOKS_BEFORE_YIELD = 16 };
+
+static int64_t microseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
 
 static inline void relax(void) {
 #if AZQ_X86
@@ -65,15 +76,37 @@ static void work(uint32_t generation, int worker) {
     }
 }
 
+static uint32_t current_generation(void) {
+    return (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
+}
+
+/* Waits a short while for a generation other than `seen`; returns the latest one. */
+static uint32_t stay_awake(uint32_t seen) {
+    int64_t end = 0;
+    for (int look = 0;; look++) {
+        for (int i = 0; i < PAUSES_PER_LOOK; i++) {
+            uint32_t generation = current_generation();
+            if (generation != seen) {
+                return generation;
+            }
+            relax();
+        }
+        int64_t now = microseconds();
+        end = end ? end : now + AWAKE_MICROSECONDS;
+        if (now >= end) {
+            return seen;
+        }
+        if (look >= LOOKS_BEFORE_YIELD) {
+            sched_yield();
+        }
+    }
+}
+
 static void *worker_main(void *argument) {
     int worker = (int)(intptr_t)argument;
     uint32_t seen = 0;
     for (;;) {
-        uint32_t generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
-        for (int i = 0; i < SPINS && generation == seen; i++) {
-            relax();
-            generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
-        }
+        uint32_t generation = stay_awake(seen);
         if (generation == seen) {
             pthread_mutex_lock(&pool.sleep);
             atomic_fetch_add(&pool.sleepers, 1);
@@ -146,7 +179,7 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
     }
     work(generation, 0);
     for (int spins = 0; atomic_load_explicit(&pool.done, memory_order_acquire) != (uint32_t)n_tasks; spins++) {
-        if (spins < SPINS) {
+        if (spins < 1000) {
             relax();
         } else {
             sched_yield(); /* a worker was descheduled in the middle of a task */

@@ -127,7 +127,7 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_a
         sums[r] = softmax(seen, n);
     }
     if (high < low) { /* rows so far apart that they share nothing: each by itself */
-        low = high = INT64_MAX;
+        low = high = end;
     }
     int64_t d = 0;
     for (; d + C * LANES <= dim; d += C * LANES) {

@@ -29,9 +29,17 @@ typedef __m256 vf;
 #define v_mul(a, b) _mm256_mul_ps(a, b)
 #define v_add(a, b) _mm256_add_ps(a, b)
 #define v_div(a, b) _mm256_div_ps(a, b)
+#define v_sub(a, b) _mm256_sub_ps(a, b)
+#define v_max(a, b) _mm256_max_ps(a, b)
+#define v_min(a, b) _mm256_min_ps(a, b)
+AZQ_INLINE vf v_scale(vf p, vf n) {
+    __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+    return _mm256_blendv_ps(_mm256_castsi256_ps(scaled), p, _mm256_cmp_ps(n, n, _CMP_UNORD_Q));
+}
 #define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
+#include "exp.h"
 #include "attend_types.h"
 
 AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }
@@ -302,6 +310,7 @@ const azq_kernels azq_kernels_avx2 = {
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
+            AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,
         },
 };

@@ -29,9 +29,14 @@ typedef __m512 vf;
 #define v_mul(a, b) _mm512_mul_ps(a, b)
 #define v_add(a, b) _mm512_add_ps(a, b)
 #define v_div(a, b) _mm512_div_ps(a, b)
+#define v_sub(a, b) _mm512_sub_ps(a, b)
+#define v_max(a, b) _mm512_max_ps(a, b)
+#define v_min(a, b) _mm512_min_ps(a, b)
+#define v_scale(p, n) _mm512_scalef_ps(p, n)
 #define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4
+#include "exp.h"
 #include "attend_types.h"
 
 AZQ_INLINE __m512i broadcast4(const int8_t *p) {
@@ -168,7 +173,7 @@ AZQ_GEMM_512(q8_0, 512, 16)
 const azq_kernels azq_kernels_avx512vnni = {
     .isa = "avx512vnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI,
-    .slots = {AZQ_BLOCK_SLOTS, AZQ_VEC_SLOTS, AZQ_ATTEND_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+    .slots = {AZQ_BLOCK_SLOTS, AZQ_VEC_SLOTS, AZQ_EXP_SLOTS, AZQ_ATTEND_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
 };
 
 AZQ_TARGET_END

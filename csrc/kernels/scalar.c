@@ -17,9 +17,16 @@ typedef float vf;
 #define v_mul(a, b) ((a) * (b))
 #define v_add(a, b) ((a) + (b))
 #define v_div(a, b) ((a) / (b))
+#define v_sub(a, b) ((a) - (b))
+static inline float v_max(float a, float b) { return a > b ? a : b; }
+static inline float v_min(float a, float b) { return a < b ? a : b; }
+static inline float v_scale(float p, float n) {
+    return n == n ? azq_from_bits(azq_bits(p) + ((uint32_t)(int32_t)n << 23)) : p;
+}
 #define v_load_f16(p) azq_f16_to_f32(*(p))
 #define AZQ_TILES_1 1
 #define AZQ_TILES_4 1
+#include "exp.h"
 #include "attend_types.h"
 
 /* ---- quantize: the ggml reference, bit by bit --------------------------------------------------- */
@@ -253,6 +260,7 @@ const azq_kernels azq_kernels_scalar = {
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
             AZQ_VEC_SLOTS,
+            AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,
             .gelu_erf = gelu_erf,
             .relu = relu,

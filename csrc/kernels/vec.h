@@ -1,5 +1,5 @@
-/* fp32 vector kernels, written once over 8-lane vectors and compiled by every ISA file inside its target
- * region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
+/* Dot products and norms in fp32, written once over 8-lane vectors and compiled by every ISA file inside its
+ * target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
  *
  * Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
  * with zeros, which leaves the lanes' sums as they are. */
@@ -109,83 +109,4 @@ static void rms_norm(const float *x, const float *w, float eps, float *y, int64_
     }
 }
 
-/* exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 5 for e^r (coefficients: Cephes expf),
- * 2^n by adding n to the exponent. About 2 units in the last place; 0 below -86.5, e^88.3 above 88.3. */
-static inline __attribute__((always_inline)) v8 exp8(v8 x) {
-    const v8 lowest = set8(-86.5f), highest = set8(88.3f), magic = set8(12582912.0f);
-    v8i too_low = x < lowest;
-    v8 v = select8(too_low, lowest, x);
-    v = select8(v > highest, highest, v);
-    v8 shifted = v * set8(1.44269504088896341f) + magic; /* rounds to the nearest integer */
-    v8 n = shifted - magic;
-    v8 r = v - n * set8(0.693359375f) - n * set8(-2.12194440e-4f);
-    v8 p = set8(1.9875691500e-4f);
-    p = p * r + set8(1.3981999507e-3f);
-    p = p * r + set8(8.3334519073e-3f);
-    p = p * r + set8(4.1665795894e-2f);
-    p = p * r + set8(1.6666665459e-1f);
-    p = p * r + set8(5.0000001201e-1f);
-    p = p * (r * r) + r + set8(1.0f);
-    v8i exponent = ((v8i)shifted - (v8i)magic) << 23;
-    v8 e = (v8)((v8i)p + exponent);
-    e = select8(too_low, zero8(), e);
-    return select8(x == x, e, x); /* NaN stays NaN */
-}
-
-static float softmax(float *x, int64_t n) {
-    float max = x[0];
-    for (int64_t i = 1; i < n; i++) {
-        max = x[i] > max ? x[i] : max;
-    }
-    v8 m = set8(max), acc0 = zero8(), acc1 = zero8();
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        v8 e0 = exp8(load8(x + i) - m), e1 = exp8(load8(x + i + 8) - m);
-        store8(x + i, e0);
-        store8(x + i + 8, e1);
-        acc0 += e0;
-        acc1 += e1;
-    }
-    if (i < n) {
-        float pad[16];
-        for (int j = 0; j < 16; j++) {
-            pad[j] = i + j < n ? x[i + j] - max : -1000.0f; /* e^-1000 is 0 here */
-        }
-        v8 e0 = exp8(load8(pad)), e1 = exp8(load8(pad + 8));
-        store8(pad, e0);
-        store8(pad + 8, e1);
-        memcpy(x + i, pad, (size_t)(n - i) * sizeof *x);
-        acc0 += e0;
-        acc1 += e1;
-    }
-    return sum_lanes(acc0, acc1);
-}
-
-static inline __attribute__((always_inline)) v8 silu8(v8 x) { return x / (set8(1.0f) + exp8(-x)); }
-
-/* 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)). */
-static inline __attribute__((always_inline)) v8 gelu_tanh8(v8 x) {
-    v8 u = x * set8(0.79788456080286535588f) * (set8(1.0f) + set8(0.044715f) * x * x);
-    return x / (set8(1.0f) + exp8(set8(-2.0f) * u));
-}
-
-#define AZQ_MAP(name, body)                                    \
-    static void name(float *x, int64_t n) {                    \
-        int64_t i = 0;                                         \
-        for (; i + 8 <= n; i += 8) {                           \
-            store8(x + i, body(load8(x + i)));                 \
-        }                                                      \
-        if (i < n) {                                           \
-            float pad[8] = {0};                                \
-            memcpy(pad, x + i, (size_t)(n - i) * sizeof *x);   \
-            store8(pad, body(load8(pad)));                     \
-            memcpy(x + i, pad, (size_t)(n - i) * sizeof *x);   \
-        }                                                      \
-    }
-AZQ_MAP(silu, silu8)
-AZQ_MAP(gelu_tanh, gelu_tanh8)
-#undef AZQ_MAP
-
-#define AZQ_VEC_SLOTS                                                                                          \
-    .dot4_f32 = dot4_f32, .layer_norm = layer_norm, .rms_norm = rms_norm, .softmax = softmax, .silu = silu, \
-    .gelu_tanh = gelu_tanh
+#define AZQ_VEC_SLOTS .dot4_f32 = dot4_f32, .layer_norm = layer_norm, .rms_norm = rms_norm
