@@ -161,4 +161,12 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
                             const int32_t *sequence, const int32_t *position, int64_t n_out,
                             const int32_t *out_rows, float *logits);
 
+/* ---- the machine's limits --------------------------------------------------------------------- */
+
+/* Reads bytes (a multiple of 64 is read) once, over the threads; returns a value that depends on all of them. */
+uint64_t azq_stream_read(const void *data, int64_t bytes);
+
+/* Runs int8 multiply-adds out of registers on every thread; returns how many were done, all threads together. */
+int64_t azq_peak_int8(int64_t rounds);
+
 #endif

@@ -74,6 +74,11 @@ typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const azq
 typedef float azq_softmax_fn(float *x, int64_t n);
 typedef void azq_map_fn(float *x, int64_t n);
 
+/* For measuring: reads n 64-byte lines; does rounds of multiply-adds as the int8 matmul does them, out of
+ * registers, and returns their number. */
+typedef uint64_t azq_stream_fn(const void *lines, int64_t n);
+typedef int64_t azq_peak_fn(int64_t rounds);
+
 typedef struct {
     azq_quantize_row_fn *quantize_row[AZQ_TYPE_COUNT];
     azq_dequantize_row_fn *dequantize_row[AZQ_TYPE_COUNT];
@@ -86,6 +91,8 @@ typedef struct {
     azq_rms_norm_fn *rms_norm;
     azq_softmax_fn *softmax;
     azq_map_fn *gelu_tanh, *gelu_erf, *silu, *relu;
+    azq_stream_fn *stream_read;
+    azq_peak_fn *peak_int8;
 } azq_kernel_slots;
 
 typedef struct {

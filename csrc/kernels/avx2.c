@@ -294,6 +294,34 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *init
 AZQ_GEMM_256(q4_0, dots_q4_0, 256)
 AZQ_GEMM_256(q8_0, dots_q8_0, 512)
 
+/* ---- measuring ----------------------------------------------------------------------------------- */
+
+static uint64_t stream_read(const void *lines, int64_t n) {
+    const uint8_t *x = lines;
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    for (int64_t i = 0; i < n; i++, x += 64) {
+        s0 = _mm256_xor_si256(s0, loadi(x));
+        s1 = _mm256_xor_si256(s1, loadi(x + 32));
+    }
+    __m256i s = _mm256_xor_si256(s0, s1);
+    return (uint64_t)_mm256_extract_epi64(s, 0) ^ (uint64_t)_mm256_extract_epi64(s, 3);
+}
+
+/* vpmaddubsw and vpaddw: 32 multiply-adds a pair, eight independent sums. */
+static int64_t peak_int8(int64_t rounds) {
+    __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(5);
+    __m256i s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a, s6 = a, s7 = a;
+    for (int64_t r = 0; r < rounds; r++) {
+#define AZQ_STEP(s)                                                                                 \
+    __asm__ volatile("" : "+x"(a)); /* a product of its own for every sum */                        \
+    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(a, b));
+        AZQ_STEP(s0) AZQ_STEP(s1) AZQ_STEP(s2) AZQ_STEP(s3) AZQ_STEP(s4) AZQ_STEP(s5) AZQ_STEP(s6) AZQ_STEP(s7)
+#undef AZQ_STEP
+    }
+    __asm__ volatile("" : : "x"(s0), "x"(s1), "x"(s2), "x"(s3), "x"(s4), "x"(s5), "x"(s6), "x"(s7));
+    return rounds * 8 * 32;
+}
+
 const azq_kernels azq_kernels_avx2 = {
     .isa = "avx2",
     .needs = AZQ_CPU_AVX2,
@@ -309,6 +337,8 @@ const azq_kernels azq_kernels_avx2 = {
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
+            .stream_read = stream_read,
+            .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,

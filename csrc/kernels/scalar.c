@@ -241,6 +241,35 @@ static void relu(float *x, int64_t n) {
     }
 }
 
+/* ---- measuring ---------------------------------------------------------------------------------- */
+
+static uint64_t stream_read(const void *lines, int64_t n) {
+    const uint64_t *x = lines;
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < 8 * n; i++) {
+        sum ^= x[i];
+    }
+    return sum;
+}
+
+static int64_t peak_int8(int64_t rounds) {
+    static volatile int8_t source[64];
+    int8_t a[32], b[32];
+    for (int i = 0; i < 32; i++) {
+        a[i] = source[i];
+        b[i] = source[32 + i];
+    }
+    int32_t sum = 0;
+    for (int64_t r = 0; r < rounds; r++) {
+        for (int i = 0; i < 32; i++) {
+            sum += (a[i] ^ (int8_t)r) * b[i];
+        }
+    }
+    static volatile int32_t sink;
+    sink = sum;
+    return 32 * rounds;
+}
+
 const azq_kernels azq_kernels_scalar = {
     .isa = "scalar",
     .needs = 0,
@@ -259,6 +288,8 @@ const azq_kernels azq_kernels_scalar = {
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
+            .stream_read = stream_read,
+            .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,
