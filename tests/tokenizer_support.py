@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-import urllib.request
+import subprocess
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from azquant.conversion.tokenizer import tokenizer_metadata
+from azquant.errors import ConversionWarning
 from azquant.gguf import MetadataValue, ValueType, keys, open_gguf
+from azquant.tokenizer import Tokenizer as OurTokenizer
+from azquant.tokenizer import load_tokenizer
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -26,6 +32,14 @@ QWEN2 = LLAMA3.replace("{1,3}", "")
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
     r"|\s+(?!\S)|\s+"
+)
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+EOS = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+TEMPLATE = tokenizers.processors.TemplateProcessing(
+    single="<|endoftext|> $A [PAD]", special_tokens=[("<|endoftext|>", 0), ("[PAD]", 1)]
 )
 
 # Azerbaijani with apostrophe suffixes, digits of three scripts, all sorts of white space, marks, emoji.
@@ -92,7 +106,11 @@ def as_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def plain(metadata: Mapping[str, MetadataValue], *without: str) -> dict[str, Any]:
     """Metadata as a reader gives it, less the keys ``without``."""
-    return {key: item.value for key, item in metadata.items() if key not in without}
+    return {
+        key: list(item.value) if item.type == ValueType.ARRAY else item.value
+        for key, item in metadata.items()
+        if key not in without
+    }
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -118,8 +136,25 @@ def byte_level_metadata(tokenizer: Tokenizer, pre: str = "gpt-2", **more: Any) -
     }
 
 
+def sentencepiece_metadata(**more: Any) -> dict[str, Any]:
+    """A tiny SentencePiece vocabulary: bytes, "a", "b", and a space before "a"."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
+    scores = [0.0] * 259 + [-1e9, -1e9, -1e9, -1.0, -2.0]
+    types = [2, 3, 3] + [6] * 256 + [1] * 5
+    return {
+        keys.TOKENIZER_MODEL: "llama",
+        keys.TOKENS: tokens,
+        keys.SCORES: scores,
+        keys.TOKEN_TYPE: types,
+        keys.BOS_TOKEN_ID: 1,
+        keys.EOS_TOKEN_ID: 2,
+        keys.UNKNOWN_TOKEN_ID: 0,
+        **more,
+    }
+
+
 def sentencepiece_model(metadata: Mapping[str, Any]) -> Any:
-    """The real sentencepiece with the pieces of a GGUF file. Its model is a protobuf, written here by hand."""
+    """The real sentencepiece with the pieces of a GGUF file. Its protobuf is written here by hand."""
     sentencepiece = pytest.importorskip("sentencepiece")
 
     def varint(number: int) -> bytes:
@@ -147,33 +182,80 @@ def sentencepiece_model(metadata: Mapping[str, Any]) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
+def convert(folder: Path, vocab_size: int = 420, /, **config: Any) -> dict[str, MetadataValue]:
+    """Convert where no warning may be issued (pytest makes errors of them)."""
+    return tokenizer_metadata(folder, vocab_size, config)
+
+
+def convert_warned(
+    folder: Path, vocab_size: int = 420, /, **config: Any
+) -> tuple[dict[str, MetadataValue], str]:
+    """Convert, and return the warnings too, joined."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metadata = tokenizer_metadata(folder, vocab_size, config)
+    assert all(issubclass(item.category, ConversionWarning) for item in caught)
+    return metadata, "\n".join(str(item.message) for item in caught)
+
+
+def both(metadata: dict[str, MetadataValue]) -> tuple[OurTokenizer, OurTokenizer]:
+    """The tokenizer with the carried tokenizer.json, and rebuilt without it."""
+    return load_tokenizer(plain(metadata)), load_tokenizer(plain(metadata, keys.TOKENIZER_JSON))
+
+
 class LlamaCpp:
-    """llama.cpp as a tokenizer: a one-layer GPT-2 of zeros around the metadata, asked over its HTTP server."""
+    """llama.cpp as a tokenizer, in a process of its own.
 
-    def __init__(self, path: Path, metadata: Mapping[str, MetadataValue], n_vocab: int) -> None:
-        xllamacpp = pytest.importorskip("xllamacpp")
-        _write_empty_gpt2(path, metadata, n_vocab)
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = 64
-        params.n_parallel = 1
-        params.warmup = False
-        params.verbosity = -1
-        params.cpuparams.n_threads = 1
-        self._server = xllamacpp.Server(params)
+    Dropping an xllamacpp server can wait for ever (it misses a stop that comes before its loop runs); that
+    must not befall the test run. So servers live until their process is killed.
+    """
 
-    def encode(self, text: str) -> list[int]:
-        body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
-        request = urllib.request.Request(
-            f"{self._server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+    def __init__(self) -> None:
+        pytest.importorskip("xllamacpp")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _LLAMA_CPP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            ids: list[int] = json.load(answer)["tokens"]
+
+    def encode(
+        self, path: Path, metadata: Mapping[str, MetadataValue], texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Write a GPT-2 of zeros around ``metadata`` to ``path``, load it there, and tokenize ``texts``."""
+        _write_empty_gpt2(path, metadata)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps({"path": str(path), "texts": list(texts)}), file=self._process.stdin, flush=True)
+        ids: list[list[int]] = json.loads(self._process.stdout.readline())
         return ids
 
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
-def _write_empty_gpt2(path: Path, metadata: Mapping[str, MetadataValue], n_vocab: int) -> None:
-    width = 32
+
+_LLAMA_CPP = """
+import json, sys, urllib.request, xllamacpp
+servers = []
+for line in sys.stdin:
+    job = json.loads(line)
+    params = xllamacpp.CommonParams()
+    params.model.path = job["path"]
+    params.n_ctx = 64
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = -1
+    params.cpuparams.n_threads = 1
+    servers.append(xllamacpp.Server(params))
+    answers = []
+    for text in job["texts"]:
+        body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+        head = {"Content-Type": "application/json"}
+        request = urllib.request.Request(servers[-1].listening_address + "/tokenize", body, head)
+        answers.append(json.load(urllib.request.urlopen(request, timeout=30))["tokens"])
+    print(json.dumps(answers), flush=True)
+"""
+
+
+def _write_empty_gpt2(path: Path, metadata: Mapping[str, MetadataValue]) -> None:
+    width, n_vocab = 32, len(metadata[keys.TOKENS].value)
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_context_length(64)
     writer.add_embedding_length(width)
@@ -208,24 +290,3 @@ def _write_empty_gpt2(path: Path, metadata: Mapping[str, MetadataValue], n_vocab
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-__all__ = [
-    "CL100K",
-    "GPT2",
-    "LLAMA3",
-    "PROSE",
-    "QWEN2",
-    "TEXTS",
-    "AddedToken",
-    "LlamaCpp",
-    "as_json",
-    "byte_level_metadata",
-    "plain",
-    "read_metadata",
-    "save",
-    "sentencepiece_model",
-    "split",
-    "tokenizers",
-    "train",
-]

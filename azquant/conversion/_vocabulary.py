@@ -88,7 +88,8 @@ def _model_ids(model: Mapping[str, Any], where: str) -> dict[str, int]:
     vocab = expect(model.get("vocab"), (dict, list), f"{where}: model.vocab", "an object or a list")
     if isinstance(vocab, dict):
         for token, token_id in vocab.items():
-            _check_id(token_id, f"{where}: model.vocab[{token!r}]")
+            if type(token_id) is not int or not 0 <= token_id <= _MAX_ID:
+                _check_id(token_id, f"{where}: model.vocab[{token!r}]")
         return dict(vocab)
     ids: dict[str, int] = {}
     for index, entry in enumerate(vocab):
