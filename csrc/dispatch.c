@@ -27,9 +27,20 @@ typedef void (*slot)(void);
 enum { N_SLOTS = sizeof(azq_kernel_slots) / sizeof(slot) };
 _Static_assert(sizeof(azq_kernel_slots) % sizeof(slot) == 0, "slots are function pointers only");
 
+/* Asked once: in a virtual machine CPUID takes tens of microseconds. Bit 31 says that it was asked. */
+static uint32_t features(void) {
+    static _Atomic uint32_t known;
+    uint32_t found = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!found) {
+        found = azq_cpu_features() | UINT32_C(1) << 31;
+        atomic_store_explicit(&known, found, memory_order_relaxed);
+    }
+    return found;
+}
+
 static int usable(int index) {
     uint32_t needs = tables[index]->needs;
-    return (azq_cpu_features() & needs) == needs;
+    return (features() & needs) == needs;
 }
 
 static void override_slots(azq_kernel_slots *below, const azq_kernel_slots *above) {

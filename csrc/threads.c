@@ -35,8 +35,8 @@ static struct {
 };
 
 /* How long an idle worker stays awake: longer than what lies between two steps of a generation, so that the
- * next job finds it at once. It gives its processor away to anyone who wants it after the first few of them. */
-enum { AWAKE_MICROSECONDS = 150, PAUSES_PER_LOOK = 64, LOOKS_BEFORE_YIELD = 16 };
+ * next job finds it at once. For the latter part it gives its processor to anyone who wants it. */
+enum { AWAKE_MICROSECONDS = 150, ALONE_MICROSECONDS = 50, PAUSES_PER_LOOK = 64 };
 
 static int64_t microseconds(void) {
     struct timespec t;
@@ -82,8 +82,8 @@ static uint32_t current_generation(void) {
 
 /* Waits a short while for a generation other than `seen`; returns the latest one. */
 static uint32_t stay_awake(uint32_t seen) {
-    int64_t end = 0;
-    for (int look = 0;; look++) {
+    int64_t start = microseconds();
+    for (;;) {
         for (int i = 0; i < PAUSES_PER_LOOK; i++) {
             uint32_t generation = current_generation();
             if (generation != seen) {
@@ -91,12 +91,11 @@ static uint32_t stay_awake(uint32_t seen) {
             }
             relax();
         }
-        int64_t now = microseconds();
-        end = end ? end : now + AWAKE_MICROSECONDS;
-        if (now >= end) {
+        int64_t waited = microseconds() - start;
+        if (waited >= AWAKE_MICROSECONDS) {
             return seen;
         }
-        if (look >= LOOKS_BEFORE_YIELD) {
+        if (waited >= ALONE_MICROSECONDS) {
             sched_yield();
         }
     }

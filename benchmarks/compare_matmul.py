@@ -1,0 +1,194 @@
+"""Matmul against its peers, interleaved in one run: JSON, a table and plots.
+
+    python benchmarks/compare_matmul.py [--quick] [--out benchmarks/results]
+
+AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime and PyTorch take part when installed.
+Every figure is the median over rounds in which all of them ran in turn, each in a short burst. "percent" is of the stream-read
+bandwidth measured in the same run on a buffer of the weights' size (M = 1), or of the int8 peak (larger M).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import peers
+
+import azquant as aq
+
+SHAPES = ((4096, 4096), (11008, 4096), (3072, 768), (768, 3072))  # (N, K)
+ROWS = (1, 4, 8, 32, 512)
+ROUNDS = 5
+
+
+def contenders(
+    q: aq.QTensor, dense: np.ndarray, m: int, threads: int, ggml: peers.Ggml | None
+) -> dict[str, peers.Multiply]:
+    """Name to multiply, ours first (the best ISA, then the weaker ones)."""
+    found: dict[str, peers.Multiply] = {}
+    for isa in reversed(aq.isas()[1:]):
+
+        def ours(x: np.ndarray, isa: str = isa) -> Any:
+            if aq.active_isa() != isa:
+                aq.use_isa(isa)
+            return aq.matmul(x, q)
+
+        found[f"azquant {isa}"] = ours
+    n, k = q.shape
+    if ggml:
+        buffer_type, multiply = ggml.matmul(q.data, n, k, m, threads)
+        found[f"ggml ({buffer_type})"] = multiply
+    for name, make in (
+        ("onnxruntime MatMulNBits", peers.onnxruntime_nbits),
+        ("torch bf16", peers.torch_bf16),
+        ("torch int4pack", peers.torch_int4),
+    ):
+        peer = make(dense, threads)
+        if peer:
+            found[name] = peer
+    if m <= 32:
+        found["azquant NumPy fallback"] = peers.numpy_fallback(q)
+    return found
+
+
+def time_in_turn(calls: dict[str, peers.Multiply], x: np.ndarray, seconds: float) -> dict[str, float]:
+    """Median seconds of each, in turn: a burst of calls, then a pause in which its threads go to sleep.
+
+    Without the pause the spinning threads of one library (OpenMP's, BLAS's) slow down the next.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, multiply in calls.items():
+            time.sleep(0.03)
+            end = time.perf_counter() + seconds / ROUNDS
+            burst: list[float] = []
+            while len(burst) < 4 or time.perf_counter() < end:
+                start = time.perf_counter()
+                multiply(x)
+                burst.append(time.perf_counter() - start)
+            times[name] += burst[2:]  # the first two wake threads and fill caches
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Every shape, M and number of threads."""
+    folder = peers.ggml_folder()
+    ggml = peers.Ggml(folder) if folder else None
+    rng = np.random.default_rng(0)
+    report: dict[str, Any] = {"machine": machine.header(), "limits": {}, "rows": []}
+    for threads in sorted({1, report["machine"]["processors"]}):
+        aq.set_num_threads(threads)
+        aq.use_isa(aq.isas()[-1])
+        peak = machine.peak_int8(threads)
+        report["limits"][str(threads)] = {"int8_macs_per_second": peak}
+        for n, k in shapes:
+            dense = rng.standard_normal((n, k), dtype=np.float32)
+            q = aq.quantize(dense).pack()
+            aq.use_isa(aq.isas()[-1])
+            bandwidth = machine.stream_read(q.nbytes, threads)
+            report["limits"][str(threads)][f"stream_read_{q.nbytes}"] = bandwidth
+            for m in ROWS:
+                x = rng.standard_normal((m, k), dtype=np.float32)
+                medians = time_in_turn(contenders(q, dense, m, threads, ggml), x, seconds)
+                ours = medians[f"azquant {aq.isas()[-1]}"]
+                for name, value in medians.items():
+                    percent = q.nbytes / value / bandwidth if m == 1 else m * n * k / value / peak
+                    row = {
+                        "threads": threads,
+                        "m": m,
+                        "n": n,
+                        "k": k,
+                        "name": name,
+                        "microseconds": value * 1e6,
+                        "gigabytes_per_second": q.nbytes / value / 1e9,
+                        "gigamacs_per_second": m * n * k / value / 1e9,
+                        "percent_of_limit": 100 * percent,
+                        "times_ours": value / ours,
+                    }
+                    report["rows"].append(row)
+                    print("{threads} {m:4} {n:6} {k:6} {name:28} {microseconds:10.1f} us  x{times_ours:.2f}".format(**row))
+    return report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    head = report["machine"]
+    lines = [
+        "# Matmul, Q4_0 weights: azquant and its peers",
+        "",
+        f"`python benchmarks/compare_matmul.py` on {head['cpu']} ({', '.join(head['flags'])}), "
+        f"{head['processors']} processors, {head['compiler']}, versions {head['versions']}.",
+        "Medians in microseconds, interleaved. Percent: M = 1 of stream read on a buffer of that size, "
+        "else of the int8 peak of the best ISA; both measured in this run.",
+        "",
+    ]
+    for threads, limits in report["limits"].items():
+        reads = ", ".join(
+            f"{int(key.rsplit('_', 1)[1]) / 1e6:.1f} MB {value / 1e9:.1f} GB/s"
+            for key, value in limits.items()
+            if key.startswith("stream")
+        )
+        peak = limits["int8_macs_per_second"] / 1e9
+        lines.append(f"- {threads} thread(s): int8 peak {peak:.0f} GMAC/s; stream read {reads}")
+    for threads in report["limits"]:
+        rows = [row for row in report["rows"] if str(row["threads"]) == threads]
+        names = list(dict.fromkeys(row["name"] for row in rows))
+        lines += ["", f"## {threads} thread(s)", "", "| M | N x K | " + " | ".join(names) + " | ours, percent |"]
+        lines.append("|" + "---|" * (len(names) + 3))
+        for m, n, k in dict.fromkeys((row["m"], row["n"], row["k"]) for row in rows):
+            cells = {row["name"]: row for row in rows if (row["m"], row["n"], row["k"]) == (m, n, k)}
+            shown = [f"{cells[name]['microseconds']:.0f}" if name in cells else "" for name in names]
+            percent = f"{cells[names[0]]['percent_of_limit']:.0f}%"
+            lines.append(f"| {m} | {n} x {k} | " + " | ".join(shown) + f" | {percent} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Time relative to ours, by M, for the largest number of threads."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return
+    threads = max(row["threads"] for row in report["rows"])
+    shapes = list(dict.fromkeys((row["n"], row["k"]) for row in report["rows"]))
+    figure, axes = plt.subplots(1, len(shapes), figsize=(4.5 * len(shapes), 4), sharey=True, squeeze=False)
+    for axis, (n, k) in zip(axes[0], shapes, strict=True):
+        rows = [r for r in report["rows"] if (r["n"], r["k"], r["threads"]) == (n, k, threads)]
+        for name in dict.fromkeys(row["name"] for row in rows):
+            points = [(row["m"], row["times_ours"]) for row in rows if row["name"] == name]
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="rows of x (M)", title=f"N = {n}, K = {k}")
+        axis.set_xticks(ROWS, [str(m) for m in ROWS])
+        axis.grid(True, which="both", alpha=0.3)
+    axes[0][0].set_ylabel(f"time, ours = 1 (lower is faster; {threads} threads)")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Runs, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one shape, short rounds")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    report = run(0.1 if arguments.quick else 0.4, SHAPES[:1] if arguments.quick else SHAPES)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = "matmul-" + "".join(c if c.isalnum() else "-" for c in report["machine"]["cpu"].lower()).strip("-")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (arguments.out / f"{name}.md").write_text(markdown(report))
+    plot(report, arguments.out / f"{name}.png")
+    print(f"written: {arguments.out / name}.json, .md, .png")
+
+
+if __name__ == "__main__":
+    main()

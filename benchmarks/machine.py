@@ -1,0 +1,99 @@
+"""The machine header of every report, and its limits measured in the same run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import azquant
+from azquant import cpu
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _flags() -> list[str]:
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
+    try:
+        found = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        return []
+    return [flag for flag in wanted if flag in found]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def header() -> dict[str, Any]:
+    """What a figure depends on: processor, compiler, versions, threads."""
+    compiler = os.environ.get("CC", "cc")
+    try:
+        shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        shown = "unknown"
+    packages = ("numpy", "torch", "onnxruntime", "openvino", "gguf", "xllamacpp")
+    return {
+        "cpu": _cpu_model(),
+        "flags": _flags(),
+        "processors": cpu.default_threads(),
+        "compiler": shown.splitlines()[0],
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "azquant": azquant.__version__,
+        "isa": azquant.active_isa(),
+        "versions": {name: version for name in packages if (version := _version(name))},
+    }
+
+
+def best_seconds(call: Any, rounds: int = 7) -> float:
+    """The shortest of a few runs."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def stream_read(nbytes: int, threads: int) -> float:
+    """Bytes per second that ``threads`` threads read from a buffer of ``nbytes`` bytes."""
+    from azquant._azquant import ffi, lib
+
+    buffer = np.ones(max(64, nbytes), np.uint8)
+    view = ffi.from_buffer(buffer)
+    azquant.set_num_threads(threads)
+    repeat = max(1, (1 << 28) // buffer.nbytes)
+
+    def read() -> None:
+        for _ in range(repeat):
+            lib.azq_stream_read(view, buffer.nbytes)
+
+    return repeat * buffer.nbytes / best_seconds(read)
+
+
+def peak_int8(threads: int) -> float:
+    """Int8 multiply-adds per second out of registers, with the active ISA's instructions."""
+    from azquant._azquant import lib
+
+    azquant.set_num_threads(threads)
+    rounds = 1_000_000
+    done = lib.azq_peak_int8(rounds)
+    return float(done) / best_seconds(lambda: lib.azq_peak_int8(rounds))
