@@ -1,0 +1,126 @@
+# Two commands do everything on a fresh machine with Python 3.10+ and a C compiler:
+#
+#   make demo    install into .venv, convert a small Azerbaijani model, look at it, let it write
+#   make test    install into .venv with the test tools, run the linters and every test
+#
+# PYTHON=python3.12 picks the interpreter, VENV=folder the virtual environment, PIP_ARGS="--extra-index-url ..."
+# is handed to pip, PYTEST_ARGS="-k gguf" to pytest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+SOURCES := pyproject.toml setup.py azquant/_version.py $(wildcard csrc/*.[ch] csrc/*.py csrc/kernels/*.[ch])
+MODEL := examples/az_llm_tiny
+OUT := demo
+GGUF := $(OUT)/az-llm-tiny-q4_0.gguf
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test build lint check-c bench dist clean distclean
+
+# Stamps of an environment that no longer works (half made, or its interpreter is gone) count for nothing.
+ifneq ($(shell $(BIN)/python -c 'import pip, sys; print(sys.version_info >= (3, 10))' 2>/dev/null),True)
+$(shell rm -f $(VENV)/.made $(VENV)/.installed-*)
+endif
+
+help:
+	@echo "make demo     convert the small model in $(MODEL), inspect it, let it write; results in $(OUT)/"
+	@echo "make test     linters, type checker and all tests"
+	@echo
+	@echo "make build    install azquant into $(VENV) and no more"
+	@echo "make lint     ruff and mypy only"
+	@echo "make check-c  the C kernels by themselves, also under the address and thread sanitizers"
+	@echo "make bench    benchmarks"
+	@echo "make dist     source archive and wheel in dist/"
+	@echo "make clean    remove what was built; make distclean: $(VENV) too"
+
+# ---- the environment -----------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "azquant needs Python 3.10 or later as $(PYTHON); try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "making the virtual environment $(VENV)" && $(PYTHON) -m venv --clear $(VENV); } || { \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }
+	@touch $@
+
+# Editable, so that a changed .py counts at once; a changed C file or dependency installs again. The old
+# kernels go first: where the new ones fail to compile, the install succeeds without any.
+$(VENV)/.installed-text: $(VENV)/.made $(SOURCES)
+	@echo "installing azquant into $(VENV): compiling the kernels takes about half a minute"
+	@rm -f azquant/_azquant.*
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[text]"
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.made $(SOURCES)
+	@echo "installing azquant and its test tools into $(VENV): the first time this downloads PyTorch"
+	@rm -f azquant/_azquant.*
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[test]"
+	@touch $@ $(VENV)/.installed-text
+
+build: $(VENV)/.installed-text
+	@$(BIN)/python -c 'import azquant as a; print(f"azquant {a.__version__}: {a.backend()} kernels, {a.active_isa()}")'
+	@$(KERNELS_BUILT) || true
+
+# Where there is a compiler the kernels must be there too; without one azquant runs on NumPy.
+KERNELS_BUILT = ! command -v cc >/dev/null || \
+  AZQUANT_BACKEND=c $(BIN)/python -c 'import azquant; azquant.backend()' 2>/dev/null || { \
+  echo "the C kernels did not compile; to see why: $(BIN)/python -m pip install -v -e ." >&2; false; }
+
+# ---- the main job --------------------------------------------------------------------------------------
+
+demo: build
+	@mkdir -p $(OUT)
+	@echo
+	@echo "== 1. convert $(MODEL), a small GPT-2 trained on Azerbaijani text, to 4 bits"
+	$(BIN)/azquant convert $(MODEL) $(GGUF) --type q4_0 --overwrite
+	@echo
+	@echo "== 2. look at the result"
+	$(BIN)/azquant inspect $(GGUF) --no-tensors
+	@echo "== 3. let it write: the likeliest continuation, then two draws"
+	$(BIN)/azquant generate $(GGUF) "Azərbaycan" --max-tokens 60 --echo --stats
+	@echo
+	$(BIN)/azquant generate $(GGUF) "Bakı şəhəri" --max-tokens 60 --echo --temperature 0.7 --top-k 40 --seed 1
+	@echo
+	$(BIN)/azquant generate $(GGUF) "Bakı şəhəri" --max-tokens 60 --echo --temperature 0.7 --top-k 40 --seed 2
+	@printf 'FROM ./%s\nTEMPLATE {{ .Prompt }}\nPARAMETER num_ctx 256\n' $(notdir $(GGUF)) > $(OUT)/Modelfile
+	@echo
+	@echo "== done: a $(MODEL) checkpoint became a 4-bit file and wrote the text above. The files:"
+	@echo "   $(GGUF)   the model, for azquant, llama.cpp and Ollama"
+	@echo "   $(OUT)/Modelfile   for Ollama: ollama create az-llm-tiny -f $(OUT)/Modelfile"
+
+# ---- tests ---------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	@$(KERNELS_BUILT)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check-c:
+	$(MAKE) -C tests/c check asan tsan
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+dist: $(VENV)/.installed-text
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build
+	rm -rf build dist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist $(OUT) tests/c/build *.egg-info azquant/_azquant.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f $(VENV)/.installed-*
+	find azquant tests benchmarks examples csrc -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
