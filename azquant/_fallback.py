@@ -23,8 +23,10 @@ __all__ = [
     "Program",
     "dequantize",
     "isas",
+    "peak_int8",
     "quantize",
     "set_threads",
+    "stream_read",
     "threads",
     "use_isa",
 ]
@@ -66,6 +68,16 @@ def threads() -> int:
 
 def set_threads(n: int) -> None:
     """No effect: BLAS reads OMP_NUM_THREADS and its like when it starts."""
+
+
+def stream_read(buffer: Bytes) -> None:
+    """Reads the buffer once."""
+    buffer.view(np.uint64).sum()
+
+
+def peak_int8(rounds: int) -> int:
+    """NumPy has no int8 products: none are done."""
+    return 0
 
 
 # ---- blocks ------------------------------------------------------------------------------------------

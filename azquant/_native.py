@@ -31,8 +31,10 @@ __all__ = [
     "Program",
     "dequantize",
     "isas",
+    "peak_int8",
     "quantize",
     "set_threads",
+    "stream_read",
     "threads",
     "use_isa",
 ]
@@ -124,6 +126,16 @@ def threads() -> int:
 def set_threads(n: int) -> None:
     """Sets the threads that each call uses, clamped to what the pool allows."""
     lib.azq_threads_set(min(n, 1 << 20))
+
+
+def stream_read(buffer: Bytes) -> None:
+    """Reads the buffer once, over the threads."""
+    lib.azq_stream_read(ffi.from_buffer(buffer), buffer.nbytes)
+
+
+def peak_int8(rounds: int) -> int:
+    """Does int8 multiply-adds out of registers on every thread; returns their number."""
+    return int(lib.azq_peak_int8(rounds))
 
 
 # ---- rows of blocks ----------------------------------------------------------------------------------

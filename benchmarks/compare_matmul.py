@@ -21,6 +21,7 @@ import numpy as np
 import peers
 
 import azquant as aq
+from azquant import limits
 
 SHAPES = ((4096, 4096), (11008, 4096), (3072, 768), (768, 3072))  # (N, K)
 ROWS = (1, 4, 8, 32, 512)
@@ -85,13 +86,13 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
     for threads in sorted({1, report["machine"]["processors"]}):
         aq.set_num_threads(threads)
         aq.use_isa(aq.isas()[-1])
-        peak = machine.peak_int8(threads)
+        peak = limits.peak_int8()
         report["limits"][str(threads)] = {"int8_macs_per_second": peak}
         for n, k in shapes:
             dense = rng.standard_normal((n, k), dtype=np.float32)
             q = aq.quantize(dense).pack()
             aq.use_isa(aq.isas()[-1])
-            bandwidth = machine.stream_read(q.nbytes, threads)
+            bandwidth = limits.stream_read(q.nbytes)
             report["limits"][str(threads)][f"stream_read_{q.nbytes}"] = bandwidth
             for m in ROWS:
                 x = rng.standard_normal((m, k), dtype=np.float32)
@@ -128,13 +129,13 @@ def markdown(report: dict[str, Any]) -> str:
         "else of the int8 peak of the best ISA; both measured in this run.",
         "",
     ]
-    for threads, limits in report["limits"].items():
+    for threads, found in report["limits"].items():
         reads = ", ".join(
             f"{int(key.rsplit('_', 1)[1]) / 1e6:.1f} MB {value / 1e9:.1f} GB/s"
-            for key, value in limits.items()
+            for key, value in found.items()
             if key.startswith("stream")
         )
-        peak = limits["int8_macs_per_second"] / 1e9
+        peak = found["int8_macs_per_second"] / 1e9
         lines.append(f"- {threads} thread(s): int8 peak {peak:.0f} GMAC/s; stream read {reads}")
     for threads in report["limits"]:
         rows = [row for row in report["rows"] if str(row["threads"]) == threads]

@@ -1,16 +1,13 @@
-"""The machine header of every report, and its limits measured in the same run."""
+"""The machine header of every report."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import azquant
 from azquant import cpu
@@ -61,39 +58,3 @@ def header() -> dict[str, Any]:
         "isa": azquant.active_isa(),
         "versions": {name: version for name in packages if (version := _version(name))},
     }
-
-
-def best_seconds(call: Any, rounds: int = 7) -> float:
-    """The shortest of a few runs."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def stream_read(nbytes: int, threads: int) -> float:
-    """Bytes per second that ``threads`` threads read from a buffer of ``nbytes`` bytes."""
-    from azquant._azquant import ffi, lib
-
-    buffer = np.ones(max(64, nbytes), np.uint8)
-    view = ffi.from_buffer(buffer)
-    azquant.set_num_threads(threads)
-    repeat = max(1, (1 << 28) // buffer.nbytes)
-
-    def read() -> None:
-        for _ in range(repeat):
-            lib.azq_stream_read(view, buffer.nbytes)
-
-    return repeat * buffer.nbytes / best_seconds(read)
-
-
-def peak_int8(threads: int) -> float:
-    """Int8 multiply-adds per second out of registers, with the active ISA's instructions."""
-    from azquant._azquant import lib
-
-    azquant.set_num_threads(threads)
-    rounds = 1_000_000
-    done = lib.azq_peak_int8(rounds)
-    return float(done) / best_seconds(lambda: lib.azq_peak_int8(rounds))
