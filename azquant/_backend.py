@@ -11,6 +11,7 @@ from azquant.errors import ArgumentError, BackendWarning
 
 __all__ = ["kernels"]
 
+
 def _choose() -> tuple[ModuleType, str | None]:
     """The backend, and why it is not the C one."""
     wanted = os.environ.get("AZQUANT_BACKEND", "")

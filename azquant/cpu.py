@@ -81,7 +81,7 @@ def default_threads(cgroup_root: str | os.PathLike[str] = "/sys/fs/cgroup") -> i
 
 @cache
 def _prepare() -> None:
-    """Applies AZQUANT_ISA, AZQUANT_THREADS and the default thread count, once, before the first computation."""
+    """Applies AZQUANT_ISA, AZQUANT_THREADS and the default thread count, once, before the first work."""
     wanted = os.environ.get("AZQUANT_THREADS")
     try:
         n = default_threads() if not wanted else int(wanted)

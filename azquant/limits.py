@@ -40,7 +40,7 @@ def stream_read(nbytes: int, runs: int = 5) -> float:
 
 
 def peak_int8(runs: int = 5) -> float:
-    """Int8 multiply-adds per second of all threads together, out of registers, by the active ISA's instructions.
+    """Int8 multiply-adds per second of all threads together, out of registers, by the active ISA.
 
     0 on the NumPy backend.
     """

@@ -21,7 +21,8 @@ class QTensor:
     """A tensor of shape ``(..., K)`` stored as rows of blocks.
 
     ``data`` is a uint8 array of exactly the bytes that GGUF stores (read-only where it views a file). It is
-    not copied, unless it begins at an odd address or is not contiguous. Shapes are NumPy's: outermost first, K last.
+    not copied, unless it begins at an odd address or is not contiguous. Shapes are NumPy's: outermost first,
+    K last.
 
     Raises ShapeError when the bytes do not fit the shape, UnsupportedTypeError for an unknown type.
     """
@@ -66,7 +67,10 @@ class QTensor:
         return kernels().Matrix(self.type.id, self.data, *self.shape)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """The values as float32, of the tensor's shape. Raises UnsupportedTypeError where there is no decoder."""
+        """The values as float32, of the tensor's shape.
+
+        Raises UnsupportedTypeError where there is no decoder.
+        """
         if not self.type.can_dequantize:
             raise UnsupportedTypeError(f"{self.type} tensors cannot be dequantized yet")
         _prepare()
@@ -75,7 +79,10 @@ class QTensor:
         return values.reshape(self.shape)
 
     def pack(self) -> QTensor:
-        """Makes the packed copy that the int8 kernels read now, rather than at the first product. Returns self."""
+        """Makes the packed copy that the int8 kernels read, now rather than at the first product.
+
+        Returns self.
+        """
         self.matrix.pack()
         return self
 

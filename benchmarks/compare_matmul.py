@@ -3,8 +3,9 @@
     python benchmarks/compare_matmul.py [--quick] [--out benchmarks/results]
 
 AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime and PyTorch take part when installed.
-Every figure is the median over rounds in which all of them ran in turn, each in a short burst. "percent" is of the stream-read
-bandwidth measured in the same run on a buffer of the weights' size (M = 1), or of the int8 peak (larger M).
+Every figure is the median over rounds in which all of them ran in turn, each in a short burst. "percent" is
+of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1), or of the int8
+peak (larger M).
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
                         "times_ours": value / ours,
                     }
                     report["rows"].append(row)
-                    print("{threads} {m:4} {n:6} {k:6} {name:28} {microseconds:10.1f} us  x{times_ours:.2f}".format(**row))
+                    where = f"{threads} {m:4} {n:6} {k:6} {name:28}"
+                    print(f"{where} {value * 1e6:10.1f} us  x{value / ours:.2f}", flush=True)
     return report
 
 
@@ -140,7 +142,12 @@ def markdown(report: dict[str, Any]) -> str:
     for threads in report["limits"]:
         rows = [row for row in report["rows"] if str(row["threads"]) == threads]
         names = list(dict.fromkeys(row["name"] for row in rows))
-        lines += ["", f"## {threads} thread(s)", "", "| M | N x K | " + " | ".join(names) + " | ours, percent |"]
+        lines += [
+            "",
+            f"## {threads} thread(s)",
+            "",
+            "| M | N x K | " + " | ".join(names) + " | ours, percent |",
+        ]
         lines.append("|" + "---|" * (len(names) + 3))
         for m, n, k in dict.fromkeys((row["m"], row["n"], row["k"]) for row in rows):
             cells = {row["name"]: row for row in rows if (row["m"], row["n"], row["k"]) == (m, n, k)}

@@ -34,7 +34,7 @@ def ggml_folder() -> Path | None:
 
 
 class Ggml:
-    """ggml's CPU backend through ctypes, weights in the buffer type that its own loader would choose first."""
+    """ggml's CPU backend through ctypes, weights in the buffer type that its own loader prefers."""
 
     def __init__(self, folder: Path) -> None:
         load = ctypes.CDLL
@@ -85,7 +85,9 @@ class Ggml:
             types.append(item)
         return types
 
-    def matmul(self, weights: npt.NDArray[np.uint8], n: int, k: int, m: int, threads: int) -> tuple[str, Multiply]:
+    def matmul(
+        self, weights: npt.NDArray[np.uint8], n: int, k: int, m: int, threads: int
+    ) -> tuple[str, Multiply]:
         """(name of the weights' buffer type, multiply) for x of m rows."""
         b = self.base
         context = self._context()
@@ -163,7 +165,15 @@ def onnxruntime_nbits(weights: Floats, threads: int) -> Multiply | None:
     blocks = onnx.numpy_helper.from_array(rng.integers(0, 256, (n, k // 32, 16), dtype=np.uint8), "b")
     scales = onnx.numpy_helper.from_array(rng.random((n, k // 32), dtype=np.float32), "s")
     node = onnx.helper.make_node(
-        "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=k, N=n, bits=4, block_size=32, accuracy_level=4
+        "MatMulNBits",
+        ["x", "b", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=k,
+        N=n,
+        bits=4,
+        block_size=32,
+        accuracy_level=4,
     )
     f32 = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
@@ -177,7 +187,9 @@ def onnxruntime_nbits(weights: Floats, threads: int) -> Multiply | None:
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return lambda x: session.run(None, {"x": x})[0]
 
 

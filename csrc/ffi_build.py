@@ -28,7 +28,15 @@ for header in HEADERS:
 if os.name == "nt":
     flags = ["/O2", "/std:c11"]
 else:
-    flags = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
+    flags = [
+        "-O3",
+        "-std=c11",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+    ]
     flags += ["-Wno-psabi"]  # vectors passed between static inline functions only
 
 ffi.set_source(

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convert_support import GPT2_CONFIG, LLAMA_CONFIG, gpt2_tensors, llama_cpp, llama_tensors, write_checkpoint
+from convert_support import (
+    GPT2_CONFIG,
+    LLAMA_CONFIG,
+    gpt2_tensors,
+    llama_cpp,
+    llama_tensors,
+    write_checkpoint,
+)
 
 import azquant
 from azquant.conversion import convert
