@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
-from azquant.program import Op, ProgramSpec, Ref
+from azquant.program import Op, ProgramSpec, Ref, as_indices
 
 __all__ = [
     "NAME",
@@ -447,7 +447,7 @@ class Program:
         out_rows: Sequence[int] | Ints,
     ) -> Floats:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
-        t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        t, s, p, o = map(as_indices, (tokens, sequence, position, out_rows))
         if not len(t) == len(s) == len(p):
             raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
         limits = ((t, self._n_tokens), (s, kv.n_seq), (p, min(kv.n_ctx, self._n_positions)), (o, len(t)))

@@ -20,7 +20,7 @@ from azquant.errors import (
     ShapeError,
     UnsupportedTypeError,
 )
-from azquant.program import Op, ProgramSpec
+from azquant.program import Op, ProgramSpec, as_indices
 
 from azquant._azquant import ffi, lib  # isort: skip  (raises ImportError when it was not built)
 
@@ -282,7 +282,7 @@ class Program:
         out_rows: Sequence[int] | Ints,
     ) -> Floats:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
-        t, s, p, o = (np.ascontiguousarray(v, dtype=np.int32) for v in (tokens, sequence, position, out_rows))
+        t, s, p, o = map(as_indices, (tokens, sequence, position, out_rows))
         if not len(t) == len(s) == len(p):
             raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
         logits = np.empty((len(o), self.n_vocab), dtype=np.float32)

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref"]
+__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref", "as_indices"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -205,3 +205,13 @@ class ProgramBuilder(Generic[M]):
         """The finished program; its last op makes the logits."""
         n_vocab = self.ops[-1].width
         return ProgramSpec(tuple(self.ops), tuple(self.buffers), n_vocab, n_layer, n_head_kv, head_dim)
+
+
+def as_indices(values: Any) -> npt.NDArray[np.int32]:
+    """Tokens, positions and the like as int32 (contiguous). What int32 cannot hold becomes -1 or its largest
+    number: out of range as well, never another index.
+    """
+    array = np.asarray(values)
+    if array.dtype != np.int32:
+        array = np.clip(array, -1, np.iinfo(np.int32).max)
+    return np.ascontiguousarray(array, dtype=np.int32)

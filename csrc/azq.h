@@ -153,7 +153,7 @@ azq_status azq_program_create(const azq_op *ops, int64_t n_ops, const azq_buffer
                               azq_program **out);
 void azq_program_free(azq_program *p);
 
-/* One step over a ragged batch: tokens, sequence, position (n_tokens). Keys and values of all tokens are
+/* One step over a ragged batch: tokens, sequence, position (n_tokens), no (sequence, position) twice. Keys and values of all tokens are
  * in the cache before any attends; token t sees positions 0 .. position[t] of its own sequence.
  * The last op writes logits (n_out, its width) for the tokens out_rows (n_out). compute as in azq_matmul,
  * but weights without int8 kernels are computed in fp32. A program runs one step at a time. */

@@ -303,8 +303,9 @@ static uint64_t stream_read(const void *lines, int64_t n) {
         s0 = _mm256_xor_si256(s0, loadi(x));
         s1 = _mm256_xor_si256(s1, loadi(x + 32));
     }
-    __m256i s = _mm256_xor_si256(s0, s1);
-    return (uint64_t)_mm256_extract_epi64(s, 0) ^ (uint64_t)_mm256_extract_epi64(s, 3);
+    uint64_t s[4];
+    _mm256_storeu_si256((__m256i *)s, _mm256_xor_si256(s0, s1));
+    return s[0] ^ s[1] ^ s[2] ^ s[3];
 }
 
 /* vpmaddubsw and vpaddw: 32 multiply-adds a pair, eight independent sums. */

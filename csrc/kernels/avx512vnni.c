@@ -175,11 +175,15 @@ AZQ_GEMM_512(q8_0, 512, 16)
 static uint64_t stream_read(const void *lines, int64_t n) {
     const uint8_t *x = lines;
     __m512i s0 = _mm512_setzero_si512(), s1 = s0;
-    for (int64_t i = 0; i + 2 <= n; i += 2, x += 128) {
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2, x += 128) {
         _mm_prefetch((const char *)x + AHEAD, _MM_HINT_T0);
         _mm_prefetch((const char *)x + AHEAD + 64, _MM_HINT_T0);
         s0 = _mm512_xor_si512(s0, _mm512_loadu_si512(x));
         s1 = _mm512_xor_si512(s1, _mm512_loadu_si512(x + 64));
+    }
+    if (i < n) {
+        s0 = _mm512_xor_si512(s0, _mm512_loadu_si512(x));
     }
     return (uint64_t)_mm512_reduce_or_epi64(_mm512_xor_si512(s0, s1));
 }

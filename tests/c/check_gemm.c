@@ -1,0 +1,134 @@
+/* The packed int8 product: every ISA gives the scalar kernel's bits, for any rows, panels and packed bytes. */
+#include "check.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    azq_act act;
+    int8_t *q;
+    float *d;
+    int32_t *sum8, *sum8_pair;
+    int64_t rows;
+} activations;
+
+static void *aligned(size_t bytes) {
+    void *p;
+    if (posix_memalign(&p, 64, bytes ? bytes : 1) != 0) {
+        exit(2);
+    }
+    return p;
+}
+
+/* Rows made by the scalar kernel; row `bad` (-1: none) holds a NaN or an infinity. */
+static activations activations_new(random_state *r, int64_t rows, int64_t k, int64_t bad) {
+    int64_t blocks = k / 32;
+    activations a = {.rows = rows};
+    a.q = aligned((size_t)(rows * k));
+    a.d = aligned((size_t)(rows * blocks) * sizeof(float));
+    a.sum8 = aligned((size_t)(rows * blocks) * sizeof(int32_t));
+    a.sum8_pair = aligned((size_t)(rows * blocks) * sizeof(int32_t));
+    float *x = input_new(k, sizeof *x, 0);
+    for (int64_t row = 0; row < rows; row++) {
+        static const int patterns[] = {0, 0, 3, 9, 10, 1, 4};
+        fill(r, row == bad ? FINITE_PATTERNS : patterns[random_below(r, 7)], x, k);
+        azq_kernels_scalar.slots.quantize_act(x, k, a.q + row * k, a.d + row * blocks, a.sum8 + row * blocks,
+                                              a.sum8_pair + row * blocks);
+    }
+    input_free(x, sizeof *x, 0);
+    a.act = (azq_act){a.q, a.d, a.sum8, a.sum8_pair, k};
+    return a;
+}
+
+static void activations_free(activations *a) {
+    free(a->q);
+    free(a->d);
+    free(a->sum8);
+    free(a->sum8_pair);
+}
+
+/* Random packed bytes. Scales are finite unless `any_scale`; now and then every weight byte is one value, so
+ * that the extremes (nibbles 0 and 15, Q8_0's -128) meet in one sum. */
+static uint8_t *panels_new(random_state *r, int type, int64_t k, int64_t panels, int any_scale) {
+    int64_t panel_bytes = azq_panel_bytes(type, k), blocks = k / 32;
+    uint8_t *packed = aligned((size_t)(panels * panel_bytes));
+    static const uint8_t extremes[] = {0x00, 0xff, 0x80, 0x7f};
+    int uniform = random_below(r, 4) == 0;
+    uint8_t value = extremes[random_below(r, 4)];
+    for (int64_t i = 0; i < panels * panel_bytes; i++) {
+        packed[i] = uniform ? value : (uint8_t)random_next(r);
+    }
+    for (int64_t p = 0; p < panels; p++) {
+        uint8_t *group = packed + p * panel_bytes;
+        for (int64_t g = 0; g < blocks; g += AZQ_GROUP) {
+            int64_t in_group = blocks - g < AZQ_GROUP ? blocks - g : AZQ_GROUP;
+            for (int64_t i = 0; i < in_group * AZQ_PANEL; i++) {
+                uint16_t scale = (uint16_t)random_next(r);
+                if (!any_scale && (scale & 0x7c00) == 0x7c00) {
+                    scale = 0x3c00;
+                }
+                memcpy(group + 2 * i, &scale, sizeof scale);
+            }
+            group += azq_group_bytes(type, in_group);
+        }
+    }
+    return packed;
+}
+
+static void check_product(random_state *r, const azq_kernel_slots *slots, int type, int64_t rows, int64_t k,
+                          int64_t panels) {
+    int any_scale = random_below(r, 4) == 0;
+    int64_t row0 = random_below(r, 3), bad = random_below(r, 3) ? -1 : row0 + random_below(r, rows);
+    activations a = activations_new(r, row0 + rows, k, bad);
+    uint8_t *packed = panels_new(r, type, k, panels, any_scale);
+    int64_t panel_bytes = azq_panel_bytes(type, k), columns = panels * AZQ_PANEL;
+    int64_t ldc = columns + random_below(r, 3) * 16 + random_below(r, 2);
+    size_t bytes = (size_t)((rows - 1) * ldc + columns) * sizeof(float);
+    guarded got = guarded_new(bytes, (size_t)(4 * random_below(r, 16))), want = guarded_new(bytes, 0);
+    float *c = (float *)(void *)got.data, *reference = (float *)(void *)want.data;
+    slots->gemm[type](&a.act, row0, rows, packed, panel_bytes, panels, c, ldc);
+    azq_kernels_scalar.slots.gemm[type](&a.act, row0, rows, packed, panel_bytes, panels, reference, ldc);
+    /* Equal over all of c: between the rows both still hold the guard bytes. */
+    expect(same_floats(c, reference, (int64_t)(bytes / sizeof(float))), "type %d, rows %d, k %d, panels %d: other values",
+           type, (int)rows, (int)k, (int)panels);
+    expect(guarded_intact(&got), "type %d, rows %d, k %d, panels %d: wrote outside", type, (int)rows, (int)k,
+           (int)panels);
+    if (!any_scale) {
+        int right = 1;
+        for (int64_t row = 0; row < rows; row++) {
+            int nan = 0;
+            for (int64_t j = 0; j < columns; j++) {
+                nan += isnan(c[row * ldc + j]) != 0;
+            }
+            right &= row0 + row == bad ? nan == columns : nan == 0;
+        }
+        expect(right, "type %d, rows %d, k %d: NaN in other rows than the bad one", type, (int)rows, (int)k);
+    }
+    guarded_free(&got);
+    guarded_free(&want);
+    free(packed);
+    activations_free(&a);
+}
+
+void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
+    group_begin(isa, "gemm");
+    for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+        if (!slots->gemm[type]) {
+            continue;
+        }
+        random_state r = {(uint64_t)type + 200};
+        for (int round = 0; round < rounds * 4; round++) {
+            for (int64_t rows = 1; rows <= 9; rows++) {
+                for (int64_t blocks = 1; blocks <= 9; blocks++) {
+                    check_product(&r, slots, type, rows, 32 * blocks, 1 + random_below(&r, 5));
+                }
+            }
+            for (int64_t rows = 10; rows <= 66; rows += 7) {
+                int64_t blocks = 1 + random_below(&r, 20); /* not within the call: compilers order those as they like */
+                check_product(&r, slots, type, rows, 32 * blocks, 1 + random_below(&r, 5));
+            }
+        }
+        DRIVES_TYPE(gemm, type);
+    }
+    group_end();
+}

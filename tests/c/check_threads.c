@@ -1,0 +1,109 @@
+/* The pool: several threads calling at once, and life after fork. */
+#include "check.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { N = 96, K = 256, M = 24, CALLERS = 8, CALLS = 30 };
+
+static struct {
+    float weights[N * K], x[M * K], y[M * N], values[N * K];
+    uint8_t blocks[N * K / 32 * 18];
+    azq_matrix *shared; /* packed by whichever call comes first */
+} work;
+
+/* Everything once; 1 when all results are the expected ones. */
+static int compute_all(azq_matrix *w) {
+    enum { BLOCKS = sizeof work.blocks, VALUES = sizeof work.values };
+    uint8_t *blocks = malloc(BLOCKS);
+    float *values = malloc(VALUES);
+    float y[M * N];
+    int64_t bad;
+    int good = azq_quantize(AZQ_TYPE_Q4_0, work.weights, N, K, blocks, &bad) == AZQ_OK &&
+               memcmp(blocks, work.blocks, BLOCKS) == 0;
+    good &= azq_dequantize(AZQ_TYPE_Q4_0, work.blocks, N, K, values) == AZQ_OK &&
+            memcmp(values, work.values, VALUES) == 0;
+    good &= azq_matmul(w, work.x, M, K, y, N, AZQ_COMPUTE_INT8) == AZQ_OK && memcmp(y, work.y, sizeof y) == 0;
+    free(blocks);
+    free(values);
+    return good;
+}
+
+static void *caller(void *argument) {
+    (void)argument;
+    intptr_t good = 0;
+    for (int i = 0; i < CALLS; i++) {
+        azq_matrix *own;
+        if (azq_matrix_create(AZQ_TYPE_Q4_0, work.blocks, N, K, &own) == AZQ_OK) {
+            good += compute_all(own) && compute_all(work.shared);
+            azq_matrix_free(own);
+        }
+    }
+    return (void *)good;
+}
+
+static void check_callers(int threads) {
+    azq_threads_set(threads);
+    expect(azq_matrix_create(AZQ_TYPE_Q4_0, work.blocks, N, K, &work.shared) == AZQ_OK, "create");
+    pthread_t callers[CALLERS];
+    int started = 0;
+    while (started < CALLERS && pthread_create(&callers[started], NULL, caller, NULL) == 0) {
+        started++;
+    }
+    expect(started == CALLERS, "only %d threads could be started", started);
+    for (int i = 0; i < started; i++) {
+        void *good;
+        pthread_join(callers[i], &good);
+        expect((intptr_t)good == CALLS, "caller %d of 8, %d threads each: %d of %d calls right", i, threads,
+               (int)(intptr_t)good, (int)CALLS);
+    }
+    azq_matrix_free(work.shared);
+}
+
+/* A child inherits the pool's state but none of its threads. */
+static void check_fork(void) {
+    azq_threads_set(4);
+    expect(azq_matrix_create(AZQ_TYPE_Q4_0, work.blocks, N, K, &work.shared) == AZQ_OK, "create");
+    expect(compute_all(work.shared), "before the fork");
+    for (int i = 0; i < 5; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(60); /* a child that waits for threads it has not must not wait for ever */
+            _exit(compute_all(work.shared) && compute_all(work.shared) ? 0 : 1);
+        }
+        int status = -1;
+        expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+               "child %d: wait status %d", i, status);
+        expect(compute_all(work.shared), "the parent after fork %d", i);
+    }
+    azq_matrix_free(work.shared);
+}
+
+void check_threads(void) {
+    random_state r = {400};
+    for (int i = 0; i < N * K; i++) {
+        work.weights[i] = random_float(&r);
+    }
+    for (int i = 0; i < M * K; i++) {
+        work.x[i] = random_float(&r);
+    }
+    azq_threads_set(1);
+    int64_t bad;
+    azq_matrix *w;
+    group_begin("-", "8 callers at once");
+    expect(azq_quantize(AZQ_TYPE_Q4_0, work.weights, N, K, work.blocks, &bad) == AZQ_OK, "quantize");
+    expect(azq_dequantize(AZQ_TYPE_Q4_0, work.blocks, N, K, work.values) == AZQ_OK, "dequantize");
+    expect(azq_matrix_create(AZQ_TYPE_Q4_0, work.blocks, N, K, &w) == AZQ_OK, "create");
+    expect(azq_matmul(w, work.x, M, K, work.y, N, AZQ_COMPUTE_INT8) == AZQ_OK, "matmul");
+    azq_matrix_free(w);
+    for (int threads = 1; threads <= 4; threads++) {
+        check_callers(threads);
+    }
+    group_end();
+    group_begin("-", "fork");
+    check_fork();
+    group_end();
+    azq_threads_set(1);
+}
