@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
     "errors": set(),
     "gguf": {"_native", "errors", "types"},
+    "limits": {"_backend", "cpu"},
     "ops": BLOCKS,
     "pretokenizer": {"errors"},
     "program": {"errors"},
