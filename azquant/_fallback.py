@@ -7,7 +7,9 @@ the kernels within the error bounds, not bit by bit. Its program executor is the
 from __future__ import annotations
 
 import os
+import struct
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +27,7 @@ __all__ = [
     "isas",
     "peak_int8",
     "quantize",
+    "scan_strings",
     "set_threads",
     "stream_read",
     "threads",
@@ -78,6 +81,34 @@ def stream_read(buffer: Bytes) -> None:
 def peak_int8(rounds: int) -> int:
     """NumPy has no int8 products: none are done."""
     return 0
+
+
+# ---- GGUF metadata -----------------------------------------------------------------------------------
+
+
+def scan_strings(
+    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, starts: npt.NDArray[np.int64] | None
+) -> int:
+    """The byte after ``count`` GGUF strings that start at ``offset``; ``~at`` if the one at ``at`` passes ``end``.
+
+    ``starts``, int64 (count + 1,), gets where each begins and, last, the byte after all of them.
+    """
+    length_at = struct.Struct(byte_order + "Q").unpack_from
+    found = array("q", [offset])
+    last = end - 8
+    at = offset
+    for _ in range(count):
+        if offset > last:  # no room for a length: the string before reached too far, or the bytes ran out
+            return ~(at if offset > end else offset)
+        at = offset
+        offset += 8 + length_at(buffer, offset)[0]
+        if starts is not None and offset <= end:
+            found.append(offset)
+    if offset > end:
+        return ~at
+    if starts is not None:
+        starts[:] = found
+    return offset
 
 
 # ---- blocks ------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ __all__ = [
     "isas",
     "peak_int8",
     "quantize",
+    "scan_strings",
     "set_threads",
     "stream_read",
     "threads",
@@ -136,6 +137,28 @@ def stream_read(buffer: Bytes) -> None:
 def peak_int8(rounds: int) -> int:
     """Does int8 multiply-adds out of registers on every thread; returns their number."""
     return int(lib.azq_peak_int8(rounds))
+
+
+# ---- GGUF metadata -----------------------------------------------------------------------------------
+
+
+def scan_strings(
+    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, starts: npt.NDArray[np.int64] | None
+) -> int:
+    """The byte after ``count`` GGUF strings that start at ``offset``; ``~at`` if the one at ``at`` passes ``end``.
+
+    ``starts``, int64 (count + 1,), gets where each begins and, last, the byte after all of them.
+    """
+    return int(
+        lib.azq_gguf_strings(
+            ffi.from_buffer(buffer),
+            min(end, len(buffer)),
+            offset,
+            count,
+            byte_order == ">",
+            ffi.NULL if starts is None else ffi.from_buffer("int64_t[]", starts),
+        )
+    )
 
 
 # ---- rows of blocks ----------------------------------------------------------------------------------

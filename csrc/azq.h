@@ -58,6 +58,14 @@ azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void 
 /* src (rows, azq_row_bytes(type, k)) -> y (rows, k) fp32. */
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y);
 
+/* ---- GGUF metadata --------------------------------------------------------------------------- */
+
+/* Walks over count strings (uint64 length, then as many bytes) in data (end), from byte offset on.
+ * starts (count + 1), where not NULL, gets each one's first byte and, last, the byte after all of them.
+ * Returns that byte, or ~at when the string at byte `at` does not end within data. */
+int64_t azq_gguf_strings(const void *data, int64_t end, int64_t offset, int64_t count, int big_endian,
+                         int64_t *starts);
+
 /* ---- matrices -------------------------------------------------------------------------------- */
 
 /* A weight matrix (n, k) over GGUF bytes, which the caller keeps alive. Read-only after creation;

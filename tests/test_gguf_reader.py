@@ -257,8 +257,9 @@ def test_reads_what_the_gguf_package_writes(tmp_path: Path, endian: gguf.GGUFEnd
         assert order == ("<" if endian is gguf.GGUFEndian.LITTLE else ">")
         found = file.tensors["weights"]
         assert found.shape == (2, 3, 4)
-        assert np.array_equal(found.data.view(order + "f4").reshape(found.shape), weights)
-        assert np.array_equal(file.tensors["halves"].data.view(order + "f2").reshape(2, 32), halves)
+        assert np.array_equal(found.data.view("<f4").reshape(found.shape), weights)
+        assert np.array_equal(found.raw.view(order + "f4").reshape(found.shape), weights)
+        assert np.array_equal(file.tensors["halves"].data.view("<f2").reshape(2, 32), halves)
         assert (file.tensors["blocks"].shape, file.tensors["blocks"].type.name) == ((2, 64), "q4_0")
         if order == "<":
             assert file.tensors["blocks"].data.tobytes() == blocks.tobytes()

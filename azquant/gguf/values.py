@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import operator
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -97,20 +97,29 @@ def value_type(number: int, offset: int) -> ValueType:
     return kind
 
 
-def _skip_strings(buffer: memoryview, offset: int, count: int, byte_order: str, end: int) -> int:
+def _skip_strings(
+    buffer: memoryview,
+    offset: int,
+    count: int,
+    order: str,
+    end: int,
+    starts: npt.NDArray[np.int64] | None = None,
+) -> int:
     """The byte after ``count`` strings that start at ``offset``; ``~at`` if the one at ``at`` passes ``end``.
 
-    The loop that opening a large vocabulary spends its time in.
+    The loop that opening a large vocabulary spends its time in, and therefore the kernels' own.
     """
-    length_at = STRUCTS[byte_order + "Q"].unpack_from
-    last = end - 8
-    at = offset
-    for _ in range(count):
-        if offset > last:  # no room for a length: the string before reached too far, or the bytes ran out
-            return ~(at if offset > end else offset)
-        at = offset
-        offset += 8 + length_at(buffer, offset)[0]
-    return offset if offset <= end else ~at
+    if starts is None and count <= 1:  # most strings are values, not items
+        if not count:
+            return offset
+        if end - offset < 8:
+            return ~offset
+        stop: int = offset + 8 + STRUCTS[order + "Q"].unpack_from(buffer, offset)[0]
+        return stop if stop <= end else ~offset
+    from azquant._backend import kernels
+
+    found: int = kernels().scan_strings(buffer, offset, count, order, end, starts)
+    return found
 
 
 def _array_head(buffer: memoryview, offset: int, order: str, end: int) -> tuple[ValueType, int]:
@@ -194,7 +203,7 @@ class GGUFArray(Sequence[Any]):
         self._buffer = buffer[start:stop]
         self._stop = stop - start
         self._order = order
-        self._starts: array[int] | None = None
+        self._starts: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -247,27 +256,45 @@ class GGUFArray(Sequence[Any]):
                 chosen = numbers[list(indices)]
             items: list[Any] = chosen.tolist()
             return items
-        starts = self._index()
-        kind, order, buffer = self.element_type, self._order, self._buffer
-        if kind is ValueType.STRING:
-            return [str(buffer[starts[i] + 8 : starts[i + 1]], "utf-8", "surrogateescape") for i in indices]
-        return [decode_value(buffer, starts[i], starts[i + 1], kind, order) for i in indices]
+        return self._strings(indices) if self.element_type is ValueType.STRING else self._arrays(indices)
 
-    def _index(self) -> array[int]:
+    def _strings(self, indices: Sequence[int]) -> list[str]:
+        starts = self._index()
+        if not isinstance(indices, range) or indices.step != 1 or len(indices) < 64:
+            buffer = self._buffer
+            return [
+                str(buffer[int(starts[i]) + 8 : int(starts[i + 1])], "utf-8", "surrogateescape")
+                for i in indices
+            ]
+        # Many in a row: bytes are sliced and decoded faster than views, for one copy of what is asked for.
+        bounds = starts[indices.start : indices.stop + 1].tolist()
+        first = bounds[0]
+        raw = bytes(self._buffer[first : bounds[-1]])
+        return [
+            raw[start - first + 8 : stop - first].decode("utf-8", "surrogateescape")
+            for start, stop in pairwise(bounds)
+        ]
+
+    def _arrays(self, indices: Sequence[int]) -> list[Value]:
+        starts = self._index()
+        return [
+            decode_value(self._buffer, int(starts[i]), int(starts[i + 1]), ValueType.ARRAY, self._order)
+            for i in indices
+        ]
+
+    def _index(self) -> npt.NDArray[np.int64]:
         """Where each item begins, and after the last where it ends: 8 bytes an item, made once."""
         if self._starts is None:
-            starts = array("q", [ARRAY_HEAD])
+            starts = np.empty(self._count + 1, np.int64)
             at = ARRAY_HEAD
             try:
                 if self.element_type is ValueType.STRING:
-                    length_at = STRUCTS[self._order + "Q"].unpack_from
-                    for _ in range(self._count):
-                        at += 8 + length_at(self._buffer, at)[0]
-                        starts.append(at)
+                    at = _skip_strings(self._buffer, at, self._count, self._order, self._stop, starts)
                 else:
-                    for _ in range(self._count):
+                    starts[0] = at
+                    for i in range(self._count):
                         at = skip_value(self._buffer, at, self.element_type, self._order, self._stop)
-                        starts.append(at)
+                        starts[i + 1] = at
             except (Malformed, struct.error, OverflowError):
                 at = -1
             if at != self._stop:
