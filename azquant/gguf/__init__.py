@@ -5,8 +5,10 @@
 
 from azquant.gguf import keys
 from azquant.gguf.atomic import check_output
+from azquant.gguf.edit import edit_gguf, edited_metadata
 from azquant.gguf.encoding import MetadataValue
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
+from azquant.gguf.split import merge_gguf, split_gguf
 from azquant.gguf.values import GGUFArray, Value, ValueType
 from azquant.gguf.writer import TensorSpec, write_gguf
 
@@ -19,7 +21,11 @@ __all__ = [
     "Value",
     "ValueType",
     "check_output",
+    "edit_gguf",
+    "edited_metadata",
     "keys",
+    "merge_gguf",
     "open_gguf",
+    "split_gguf",
     "write_gguf",
 ]

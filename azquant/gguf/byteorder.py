@@ -36,11 +36,12 @@ def swapped(data: npt.NDArray[np.uint8], kind: GGMLType) -> npt.NDArray[np.uint8
     Raises UnsupportedTypeError for a type whose blocks are not known well enough.
     """
     if kind.block_size == 1:
-        return data.view(f"u{kind.block_bytes}").byteswap().view(np.uint8)
+        turned: npt.NDArray[np.uint8] = data.reshape(-1, kind.block_bytes)[:, ::-1].reshape(-1)
+        return turned
     halves = _HALVES.get(kind.name)
     if halves is None:
         raise UnsupportedTypeError(f"{kind} data of big-endian files cannot be read")
-    blocks = data.reshape(-1, kind.block_bytes).copy()
+    blocks: npt.NDArray[np.uint8] = data.reshape(-1, kind.block_bytes).copy()
     for at in halves:
         blocks[:, [at, at + 1]] = blocks[:, [at + 1, at]]
-    return blocks.reshape(-1)
+    return blocks.reshape(data.shape)

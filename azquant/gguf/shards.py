@@ -69,7 +69,7 @@ def _number(header: Header, key: str) -> int | None:
 
 
 def shard_prefix(path: Path, place: Place) -> Path | None:
-    """What stands before ``-00001-of-00003.gguf`` in ``path``; ``None`` if it is not named as its place asks."""
+    """What stands before ``-00001-of-00003.gguf``; ``None`` if ``path`` is not named as its place asks."""
     found = _NAME.fullmatch(path.name)
     if found is None or (int(found[2]), int(found[3])) != (place.number + 1, place.shards):
         return None
@@ -82,9 +82,9 @@ def shard_paths(prefix: Path, count: int) -> list[Path]:
 
 
 def check_shard(header: Header, number: int, first: Header, names: set[str]) -> None:
-    """That ``header`` is shard ``number`` of the model that ``first`` begins; ``names`` are the tensors so far.
+    """That ``header`` is shard ``number`` of the model that ``first`` begins.
 
-    Adds its own. Raises Malformed where it contradicts.
+    ``names`` are the tensors of the shards before; its own are added. Raises Malformed where it contradicts.
     """
     whole = place_of(first)
     place = place_of(header)
@@ -115,7 +115,8 @@ def check_total(headers: Sequence[Header]) -> None:
     found = sum(len(header.infos) for header in headers)
     if place is not None and place.tensors is not None and place.tensors != found:
         raise Malformed(
-            f"{keys.SPLIT_TENSORS_COUNT} announces {place.tensors} tensors; the {place.shards} shards hold {found}",
+            f"{keys.SPLIT_TENSORS_COUNT} announces {place.tensors} tensors; "
+            f"the {place.shards} shards hold {found}",
             headers[0].entries[keys.SPLIT_TENSORS_COUNT].start,
         )
 

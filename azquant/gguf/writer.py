@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -41,7 +41,8 @@ __all__ = ["TensorSpec", "write_gguf"]
 _VERSION = 3
 _PIECE = 4 << 20  # bytes read back at a time
 
-_Progress = Callable[[int, int], None]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told (bytes done, bytes in all) now and then."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,21 @@ class TensorSpec:
         return prod(self.shape) // self.type.block_size * self.type.block_bytes
 
 
+Data: TypeAlias = Callable[[TensorSpec], Iterable[Any]]
+"""Gives a tensor's bytes, in as many buffers as it likes."""
+
+
 def write_gguf(
     path: str | PathLike[str],
     metadata: Mapping[str, MetadataValue],
     tensors: Sequence[TensorSpec],
-    data: Callable[[TensorSpec], Iterable[Any]],
+    data: Data,
     *,
     alignment: int = DEFAULT_ALIGNMENT,
     overwrite: bool = False,
     sources: Iterable[str | PathLike[str]] = (),
     verify: bool = True,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file of ``metadata`` and ``tensors``, in their order.
 
@@ -103,26 +108,43 @@ def write_gguf(
     data that cannot be stored; whatever ``data`` raises passes through. In every case, and if the process is
     killed, what stood at ``path`` is untouched and no partial file remains.
     """
-    specs = tuple(tensors)
-    header = _header(metadata, specs, alignment)
-    total = len(header) + sum(_padded(spec.nbytes, alignment) for spec in specs)
-    if total > MAX_SIZE:
-        raise ArgumentError(f"the tensors take {total} bytes together, more than a file can have")
-    with AtomicFile(path, total, overwrite=overwrite, sources=sources) as output:
-        output.write(memoryview(header))
-        done = len(header)
-        checksums = []
-        for spec in specs:
-            checksums.append(_write_tensor(output, spec, data, done, total, progress))
-            padding = -spec.nbytes % alignment
-            output.write(memoryview(bytes(padding)))
-            done += spec.nbytes + padding
-        if progress is not None:
-            progress(done, total)
-        output.sync()
-        if verify:
-            _verify(output, header, specs, checksums, alignment)
+    layout = Layout(metadata, tensors, alignment)
+    with AtomicFile(path, layout.total, overwrite=overwrite, sources=sources) as output:
+        fill(output, layout, data, verify=verify, progress=progress)
         output.publish()
+
+
+class Layout:
+    """A file to be written, checked and sized: everything but the tensors' data."""
+
+    def __init__(
+        self, metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorSpec], alignment: int
+    ) -> None:
+        self.specs = tuple(tensors)
+        self.alignment = alignment
+        self.header = _header(metadata, self.specs, alignment)
+        self.total = len(self.header) + sum(_padded(spec.nbytes, alignment) for spec in self.specs)
+        if self.total > MAX_SIZE:
+            raise ArgumentError(f"the tensors take {self.total} bytes together, more than a file can have")
+
+
+def fill(
+    output: AtomicFile, layout: Layout, data: Data, *, verify: bool = True, progress: Progress | None = None
+) -> None:
+    """Write ``layout`` and its data into ``output``, which is not published yet."""
+    output.write(memoryview(layout.header))
+    done = len(layout.header)
+    checksums = []
+    for spec in layout.specs:
+        checksums.append(_write_tensor(output, spec, data, verify, done, layout.total, progress))
+        padding = -spec.nbytes % layout.alignment
+        output.write(memoryview(bytes(padding)))
+        done += spec.nbytes + padding
+    if progress is not None:
+        progress(done, layout.total)
+    output.sync()
+    if verify:
+        _verify(output, layout, checksums)
 
 
 def _padded(size: int, alignment: int) -> int:
@@ -190,12 +212,13 @@ def _name(name: Any, what: str, limit: int) -> bytes:
 def _write_tensor(
     output: AtomicFile,
     spec: TensorSpec,
-    data: Callable[[TensorSpec], Iterable[Any]],
+    data: Data,
+    summed: bool,
     start: int,
     total: int,
-    progress: _Progress | None,
+    progress: Progress | None,
 ) -> int:
-    """Write one tensor's data; its CRC-32 (6 GB/s here, and accidents are all it must find)."""
+    """Write one tensor's data; its CRC-32 if ``summed`` (accidents are all that it must find)."""
     if not spec.nbytes:
         return 0
     pieces = data(spec)
@@ -210,7 +233,8 @@ def _write_tensor(
         written += len(view)
         if written > spec.nbytes:
             raise ArgumentError(f"tensor {spec.name!r}: more data came than its {spec.nbytes} bytes")
-        checksum = zlib.crc32(view, checksum)
+        if summed:
+            checksum = zlib.crc32(view, checksum)
         output.write(view)
     if written != spec.nbytes:
         raise ArgumentError(f"tensor {spec.name!r}: {written} bytes of data came, not {spec.nbytes}")
@@ -227,10 +251,9 @@ def _bytes_of(piece: Any, spec: TensorSpec) -> memoryview:
         ) from None
 
 
-def _verify(
-    output: AtomicFile, header: bytes, specs: Sequence[TensorSpec], checksums: Sequence[int], alignment: int
-) -> None:
+def _verify(output: AtomicFile, layout: Layout, checksums: Sequence[int]) -> None:
     """Compare the file with what was meant to be in it, and open it as a reader would."""
+    header, specs = layout.header, layout.specs
     for at in range(0, len(header), _PIECE):
         expected = header[at : at + _PIECE]
         if _read_back(output, at, len(expected)) != expected:
@@ -242,7 +265,7 @@ def _verify(
             check = zlib.crc32(_read_back(output, at, min(_PIECE, start + spec.nbytes - at)), check)
         if check != checksum:
             raise _different(output, f"tensor {spec.name!r}")
-        start += _padded(spec.nbytes, alignment)
+        start += _padded(spec.nbytes, layout.alignment)
     try:
         with open_descriptor(output.descriptor, output.path) as file:
             read = [(tensor.name, tensor.shape, tensor.type) for tensor in file.tensors.values()]

@@ -1,0 +1,177 @@
+"""Cutting a model into several files, and making one of them again, as ``llama-gguf-split`` does.
+
+Names and keys are those of :mod:`azquant.gguf.shards`. Tensor data are copied byte for byte; from a
+big-endian file they come out little-endian, as everything that is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from azquant.errors import ArgumentError
+from azquant.gguf import keys
+from azquant.gguf.atomic import AtomicFile
+from azquant.gguf.encoding import MetadataValue
+from azquant.gguf.reader import GGUFFile, open_gguf
+from azquant.gguf.shards import MAX_SHARDS, SPLIT_KEYS, shard_paths
+from azquant.gguf.writer import Layout, Progress, TensorSpec, fill, write_gguf
+
+__all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf"]
+
+DEFAULT_TENSORS = 128
+"""Tensors in a shard when nothing is said; llama.cpp's default too."""
+
+
+def copied_specs(file: GGUFFile) -> list[TensorSpec]:
+    """What :func:`write_gguf` takes as ``tensors`` to write those of ``file``."""
+    return [TensorSpec(tensor.name, tensor.shape, tensor.type) for tensor in file.tensors.values()]
+
+
+def copied_data(file: GGUFFile) -> Any:
+    """What :func:`write_gguf` takes as ``data`` to write the tensors of ``file`` as they are."""
+
+    def data(spec: TensorSpec) -> Iterable[Any]:
+        return (file.tensors[spec.name].data,)
+
+    return data
+
+
+def merge_gguf(
+    first: str | PathLike[str],
+    path: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Write the split model whose first shard is ``first`` as one file at ``path``.
+
+    The keys that say how it was cut are left out. Raises ArgumentError when ``first`` is no shard, and what
+    :func:`open_gguf` and :func:`write_gguf` raise.
+    """
+    with open_gguf(first) as file:
+        if len(file.paths) == 1 and SPLIT_KEYS[0] not in file.metadata:
+            raise ArgumentError(f"{file.path} is not split: there is nothing to merge")
+        write_gguf(
+            path,
+            _without_split_keys(file),
+            copied_specs(file),
+            copied_data(file),
+            alignment=file.alignment,
+            overwrite=overwrite,
+            sources=file.paths,
+            verify=verify,
+            progress=progress,
+        )
+
+
+def split_gguf(
+    path: str | PathLike[str],
+    prefix: str | PathLike[str],
+    *,
+    max_tensors: int | None = None,
+    max_bytes: int | None = None,
+    metadata_first: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Cut the file at ``path`` into ``prefix-00001-of-0000N.gguf``, ...; the names of these files.
+
+    A shard ends before it would hold more than ``max_tensors`` tensors or ``max_bytes`` bytes of data (a
+    larger tensor has a shard of its own); 128 tensors when neither is given. ``metadata_first`` leaves the
+    first shard without tensors. A file that is split already is cut anew.
+
+    All shards are written and verified before the first gets its name, so that a failure or a kill while
+    they are written leaves nothing. Raises ArgumentError for limits below 1 or more than 65535 shards, and
+    what :func:`open_gguf` and :func:`write_gguf` raise.
+    """
+    for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
+        if limit is not None and limit < 1:
+            raise ArgumentError(f"{name} is {limit}; it must be at least 1")
+    if max_tensors is None and max_bytes is None:
+        max_tensors = DEFAULT_TENSORS
+    with open_gguf(path) as file:
+        groups = _cut(copied_specs(file), max_tensors, max_bytes, file.alignment)
+        if metadata_first:
+            groups.insert(0, [])
+        if len(groups) > MAX_SHARDS:
+            raise ArgumentError(f"{len(groups)} shards would be needed; {MAX_SHARDS} are possible")
+        targets = shard_paths(Path(prefix), len(groups))
+        layouts = [
+            Layout(_shard_metadata(file, i, len(groups)), group, file.alignment)
+            for i, group in enumerate(groups)
+        ]
+        _write_all(targets, layouts, file, overwrite, verify, progress)
+    return targets
+
+
+def _write_all(
+    targets: Sequence[Path],
+    layouts: Sequence[Layout],
+    file: GGUFFile,
+    overwrite: bool,
+    verify: bool,
+    progress: Progress | None,
+) -> None:
+    total = sum(layout.total for layout in layouts)
+    before = 0
+
+    def report(done: int, _: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    data = copied_data(file)
+    with ExitStack() as stack:
+        outputs = []
+        left = total
+        for target, layout in zip(targets, layouts, strict=True):
+            output = AtomicFile(target, left, overwrite=overwrite, sources=file.paths)
+            outputs.append(stack.enter_context(output))
+            left -= layout.total
+        for output, layout in zip(outputs, layouts, strict=True):
+            fill(output, layout, data, verify=verify, progress=report)
+            before += layout.total
+        published: list[Path] = []
+        try:
+            for output, target in zip(outputs, targets, strict=True):
+                is_new = not target.exists()
+                output.publish()
+                if is_new:
+                    published.append(target)
+        except BaseException:
+            for target in published:  # shards without their fellows are of no use
+                target.unlink(missing_ok=True)
+            raise
+
+
+def _cut(
+    specs: Sequence[TensorSpec], max_tensors: int | None, max_bytes: int | None, alignment: int
+) -> list[list[TensorSpec]]:
+    groups: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        nbytes = spec.nbytes + -spec.nbytes % alignment
+        full = max_tensors is not None and len(groups[-1]) == max_tensors
+        if groups[-1] and (full or (max_bytes is not None and size + nbytes > max_bytes)):
+            groups.append([])
+            size = 0
+        groups[-1].append(spec)
+        size += nbytes
+    return groups
+
+
+def _shard_metadata(file: GGUFFile, number: int, count: int) -> dict[str, MetadataValue]:
+    metadata = _without_split_keys(file) if number == 0 else {}
+    metadata[keys.SPLIT_NO] = keys.u16(number)
+    metadata[keys.SPLIT_COUNT] = keys.u16(count)
+    metadata[keys.SPLIT_TENSORS_COUNT] = keys.i32(len(file.tensors))
+    return metadata
+
+
+def _without_split_keys(file: GGUFFile) -> dict[str, MetadataValue]:
+    return {key: value for key, value in file.copy_metadata().items() if key not in SPLIT_KEYS}
