@@ -53,7 +53,8 @@ def plot_file(file: GGUFFile, path: str | PathLike[str], *, overwrite: bool = Fa
             ]
             bits.scatter(*zip(*points, strict=True), s=14, color=colours[kind.name])
         sizes.set_ylabel("size (MB)")
-        sizes.legend(loc="upper right", fontsize="small")
+        if types:
+            sizes.legend(loc="upper right", fontsize="small")
         sizes.set_title(_plain(f"{file.path.name}: {file.size / 1e6:,.3g} MB, {len(file.tensors)} tensors"))
         bits.set_ylabel("bits per weight")
         bits.set_ylim(bottom=0)
@@ -99,7 +100,7 @@ def plot_verification(report: VerifyReport, path: str | PathLike[str], *, overwr
         if ratios.lines:
             ratios.legend(loc="center left", bbox_to_anchor=(1, 0), fontsize="small")
             errors.set_yscale("log")
-        errors.set_ylabel("error: RMSE (●), largest (x)")
+        errors.set_ylabel("error: RMSE (o), largest (x)")
         errors.set_xlabel("layer")
         _name_layers(errors, list(groups))
 

@@ -62,7 +62,10 @@ def count_not_finite(data: npt.NDArray[np.uint8], kind: GGMLType) -> tuple[int, 
 
 
 def _not_finite(blocks: npt.NDArray[np.uint8], kind: GGMLType) -> npt.NDArray[np.bool_] | None:
-    """For each block, whether a scale of it is not finite; ``None`` for types that cannot hold such."""
+    """For each block, whether a scale of it is not finite; ``None`` for types that hold no such number.
+
+    These are the integers, and nvfp4: ggml reads its fp8 scale of all ones, elsewhere NaN, as zero.
+    """
     name = kind.name
     if name == "f32":
         return _exponent_full(blocks, "<u4", 0x7F800000)
@@ -76,8 +79,6 @@ def _not_finite(blocks: npt.NDArray[np.uint8], kind: GGMLType) -> npt.NDArray[np
         return _exponent_full(np.ascontiguousarray(blocks[:, :4]), "<u4", 0x7F800000)
     if name == "mxfp4":  # a power of two; all ones is NaN
         return _equal(blocks[:, :1], 0xFF)
-    if name == "nvfp4":  # four scales of fp8 (E4M3), whose NaN is all ones but the sign
-        return _equal(blocks[:, :4] & 0x7F, 0x7F)
     if name == "iq1_m":  # the fp16 scale lies in the high nibbles of the last four 16-bit numbers
         parts = np.ascontiguousarray(blocks[:, 48:56]).view("<u2") >> 12
         scale = parts[:, 0] | parts[:, 1] << 4 | parts[:, 2] << 8 | parts[:, 3] << 12

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from azquant.architectures import ARCHITECTURES, Architecture
-from azquant.errors import ArgumentError, ModelError, NonFiniteError
+from azquant.architectures import Architecture
+from azquant.errors import ArgumentError, NonFiniteError
 from azquant.evaluate.difference import ErrorSums, TensorErrors
 from azquant.evaluate.hashes import tensor_sha256
 from azquant.evaluate.scales import count_not_finite
+from azquant.evaluate.soundness import Findings, check_file
 from azquant.evaluate.weights import Reference, can_decode, decode, open_references
-from azquant.gguf import GGUFArray, GGUFFile, GGUFTensor, open_gguf
+from azquant.gguf import GGUFFile, GGUFTensor, open_gguf
 from azquant.ops import encode_rows
 
 __all__ = ["TensorCheck", "VerifyReport", "verify"]
@@ -72,8 +73,8 @@ def verify(
     """Check the GGUF file at ``path``, and compare it with ``against`` where that is given.
 
     Always: the structure (as :func:`azquant.gguf.open_gguf` does, all shards of a split model), that the
-    tensors are those its metadata promise where the architecture is known, and that every scale and every
-    plain element is finite. ``hashes`` adds the SHA-256 of each tensor.
+    tensors are those its metadata promise where the architecture is known, that the vocabulary agrees with
+    itself, and that every scale and every plain element is finite. ``hashes`` adds each tensor's SHA-256.
 
     ``against`` is another GGUF file, or a checkpoint as :func:`azquant.convert` takes it, whose tensors are
     renamed and turned as there. Each tensor with a decoder is compared in bands of about a million elements:
@@ -90,8 +91,8 @@ def verify(
     with ExitStack() as stack:
         file = stack.enter_context(open_gguf(path))
         references = None if source is None else open_references(source, stack)
-        findings = _Findings()
-        _check_file(file, findings)
+        findings = Findings()
+        check_file(file, findings)
         if references is not None:
             _check_names(file, references, findings)
         total = sum(tensor.nbytes for tensor in file.tensors.values())
@@ -108,89 +109,7 @@ def verify(
         return VerifyReport(path, source, tuple(checks), tuple(findings.problems), tuple(findings.notes))
 
 
-class _Findings:
-    """Problems and notes, the same one at most so many times: a hostile file may have 131072 tensors."""
-
-    MOST = 1000
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.notes: list[str] = []
-
-    def problem(self, text: str) -> None:
-        if len(self.problems) < self.MOST:
-            self.problems.append(text)
-        elif len(self.problems) == self.MOST:
-            self.problems.append("... and more")
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-# ---- the file as a whole -----------------------------------------------------------------------------
-
-
-def _check_file(file: GGUFFile, findings: _Findings) -> None:
-    if not file.has_data:
-        findings.problem("the file is a header only: its tensors have no data")
-    _check_texts(file, findings)
-    _check_model(file, findings)
-    if len(file.paths) == 1:
-        _check_layout(file, findings)
-
-
-def _check_texts(file: GGUFFile, findings: _Findings) -> None:
-    """Strings that are no UTF-8: legal bytes to pass on, but other readers stumble over them."""
-    for key, value in file.metadata.items():
-        texts: Iterable[Any] = (value,) if isinstance(value, str) else ()
-        if isinstance(value, GGUFArray) and value.element_type.name == "STRING":
-            texts = value.tolist()
-        broken = sum(not _is_utf8(text) for text in texts)
-        if broken:
-            findings.note(f"key {key[:80]!r} holds {broken} text{'s' * (broken > 1)} that are not UTF-8")
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_model(file: GGUFFile, findings: _Findings) -> None:
-    """That the tensors are those which the metadata promise."""
-    name = file.metadata.get("general.architecture")
-    architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if architecture is None:
-        what = "not named" if name is None else f"{str(name)[:80]!r}, which azquant does not know"
-        findings.note(f"the architecture is {what}: whether all tensors are there was not checked")
-        return
-    if not file.tensors:
-        findings.note("the file has metadata only (a vocabulary): there are no tensors to check")
-        return
-    try:
-        architecture.check_tensors(architecture.config.from_gguf(file.metadata), file.tensors)
-    except ModelError as error:
-        findings.problem(str(error))
-
-
-def _check_layout(file: GGUFFile, findings: _Findings) -> None:
-    """Bytes that belong to nothing: legal, and sometimes a sign that a file was put together wrongly."""
-    end, gaps = file.data_offset, 0
-    for tensor in sorted(file.tensors.values(), key=lambda tensor: tensor.offset):
-        if tensor.nbytes:
-            gaps += max(0, tensor.offset - end)
-            end = tensor.offset + tensor.nbytes + -tensor.nbytes % file.alignment
-    if gaps:
-        findings.note(f"{gaps} bytes between tensors belong to none")
-    if file.tensors and file.size > max(end, file.data_offset):
-        findings.note(f"{file.size - end} bytes after the last tensor belong to none")
-
-
-def _check_names(file: GGUFFile, references: Mapping[str, Reference], findings: _Findings) -> None:
+def _check_names(file: GGUFFile, references: Mapping[str, Reference], findings: Findings) -> None:
     for name in references:
         if name not in file.tensors:
             findings.problem(f"tensor {name!r} of the source is missing")
@@ -200,7 +119,7 @@ def _check_names(file: GGUFFile, references: Mapping[str, Reference], findings: 
         )
 
 
-def _reference(name: str, references: Mapping[str, Reference], findings: _Findings) -> Reference | None:
+def _reference(name: str, references: Mapping[str, Reference], findings: Findings) -> Reference | None:
     found = references.get(name)
     if found is None and name == Architecture.HEAD:
         found = references.get(Architecture.EMBEDDING)  # tied in the source, stored twice here
@@ -213,7 +132,7 @@ def _reference(name: str, references: Mapping[str, Reference], findings: _Findin
 
 
 def _check_tensor(
-    tensor: GGUFTensor, has_data: bool, reference: Reference | None, hashes: bool, findings: _Findings
+    tensor: GGUFTensor, has_data: bool, reference: Reference | None, hashes: bool, findings: Findings
 ) -> TensorCheck:
     if has_data:
         count, first = count_not_finite(tensor.data, tensor.type)
@@ -244,7 +163,7 @@ def _check_tensor(
 
 
 def _compare(
-    tensor: GGUFTensor, reference: Reference, findings: _Findings
+    tensor: GGUFTensor, reference: Reference, findings: Findings
 ) -> tuple[TensorErrors | None, bool | None]:
     kind = tensor.type
     if not (can_decode(kind) and reference.decodable):
@@ -270,9 +189,7 @@ def _compare(
         at += nbytes
     errors = sums.result()
     if errors is None:
-        findings.problem(
-            f"tensor {tensor.name!r} or its source holds NaN or infinity: there is no error to give"
-        )
+        findings.problem(f"tensor {tensor.name!r} or its source holds NaN or infinity: no error to give")
     return errors, reproduced
 
 

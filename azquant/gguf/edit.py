@@ -43,8 +43,8 @@ def edited_metadata(
         old = metadata.get(key)
         if old is None:
             raise ArgumentError(
-                f"{file.path} has no key {key!r}{_suggestion(key, metadata)}; a new key needs a typed value, "
-                "see azquant.gguf.keys"
+                f"{file.path} has no key {key!r}{_suggestion(key, metadata)}; a new key needs a typed value: "
+                "see azquant.gguf.keys, or --add on the command line"
             )
         try:
             metadata[key] = MetadataValue(old.type, value, old.element_type)
