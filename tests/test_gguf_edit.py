@@ -155,7 +155,7 @@ def test_header_only_files_have_no_data_to_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 def test_in_place_through_links(source: Path, link: str) -> None:
-    """The file that is named is replaced in one step; a hard link keeps the old one, a symbolic one follows."""
+    """The file that is named is replaced in one step; a hard link keeps the old one."""
     before = source.read_bytes()
     other = source
     if link == "symbolic":

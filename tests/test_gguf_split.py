@@ -204,7 +204,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
 def test_a_later_shard_names_the_first(tmp_path: Path) -> None:
     path = tmp_path / SECOND
     path.write_bytes(shard())
-    with pytest.raises(GGUFError, match="shard 2 of 2; open the first, m-00001-of-00002.gguf"):
+    with pytest.raises(GGUFError, match=r"shard 2 of 2; open the first, m-00001-of-00002\.gguf"):
         open_gguf(path)
     with open_gguf(path, join=False) as file:
         assert file.metadata["split.no"] == 1
