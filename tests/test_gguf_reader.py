@@ -15,7 +15,7 @@ from gguf_builder import ARRAY, BOOL, F32, F64, I8, I16, I32, I64, STRING, U8, U
 from gguf_builder import array as packed_array
 from gguf_builder import gguf as build
 
-from azquant.errors import ArgumentError, GGUFError, InputFileError
+from azquant.errors import ArgumentError, GGUFError, InputFileError, UnsupportedTypeError
 from azquant.gguf import GGUFArray, ValueType, open_gguf
 from azquant.types import get_type
 
@@ -317,3 +317,22 @@ def test_repr_is_short(saved: Any) -> None:
         assert "2 tensors" in repr(file)
         assert "array(" not in repr(file.tensors["a"])
     assert "closed" in repr(file)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize(("kind", "letter"), [(0, "f"), (26, "i"), (28, "d"), (24, "b")])
+def test_big_endian_data_come_little_endian(saved: Any, kind: int, letter: str, count: int) -> None:
+    """One element too, which turned round in place would not be contiguous: a finding of the fuzzer."""
+    numbers = [3, -7][:count]
+    data = struct.pack(f">{count}{letter}", *numbers) + bytes(32)
+    with open_gguf(saved(build([], [info("a", [count], kind, 0, ">")], data, order=">"))) as file:
+        found = file.tensors["a"].data
+        assert found.flags.c_contiguous
+        assert found.view(np.dtype(letter).newbyteorder("<")).tolist() == numbers
+
+
+def test_big_endian_blocks_that_are_not_known_are_refused(saved: Any) -> None:
+    with open_gguf(saved(build([], [info("a", [256], 16, 0, ">")], bytes(96), order=">"))) as file:
+        assert file.tensors["a"].raw.size == 66
+        with pytest.raises(UnsupportedTypeError, match="tensor 'a': iq2_xxs data of big-endian"):
+            _ = file.tensors["a"].data

@@ -39,8 +39,8 @@ class ErrorSums:
 
     def add(self, values: Floats, source: Floats) -> None:
         """Take in the next values of both, of one size."""
-        wanted = source.reshape(-1).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN complains when it is cast
+            wanted = source.reshape(-1).astype(np.float64)
             difference = np.abs(values.reshape(-1) - wanted)
             self._squares += float(np.dot(difference, difference))
             self._signal += float(np.dot(wanted, wanted))

@@ -36,8 +36,8 @@ def swapped(data: npt.NDArray[np.uint8], kind: GGMLType) -> npt.NDArray[np.uint8
     Raises UnsupportedTypeError for a type whose blocks are not known well enough.
     """
     if kind.block_size == 1:
-        turned: npt.NDArray[np.uint8] = data.reshape(-1, kind.block_bytes)[:, ::-1].reshape(-1)
-        return turned
+        # Copied, since a single element turned round would be a view that runs backwards.
+        return np.ascontiguousarray(data.reshape(-1, kind.block_bytes)[:, ::-1]).reshape(-1)
     halves = _HALVES.get(kind.name)
     if halves is None:
         raise UnsupportedTypeError(f"{kind} data of big-endian files cannot be read")

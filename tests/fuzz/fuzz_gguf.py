@@ -1,9 +1,10 @@
 """Coverage-guided mutation of GGUF files: ``python tests/fuzz/fuzz_gguf.py --seconds 60``.
 
-Files are mutated at random and in ways that know the format, and put through opening, reading, verifying and
-editing. An input that reaches a line of azquant.gguf or azquant.evaluate in a way not seen before joins the
-corpus. A finding is anything but a valid object or an exception of azquant's own: another exception, a crash,
-more than two seconds, memory beyond the limit, an output left behind after a refusal.
+Files are grown by the rules of the format with wrong fields here and there, or mutated, and put through
+opening, reading, verifying and editing. An input that takes a way through azquant.gguf or azquant.evaluate
+not seen before joins the corpus. A finding is anything but a valid object or an exception of azquant's own:
+another exception, a warning, a crash, more than two seconds, memory beyond the limit, an output left behind
+after a refusal.
 
 The work runs in a child process under RLIMIT_AS and an alarm; a finding's input is saved to ``--findings``
 and the exit code is 1. ``--seed`` repeats a run up to the speed of the machine.
@@ -20,6 +21,7 @@ import struct
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -116,7 +118,95 @@ def seeds() -> list[bytes]:
     result.append(
         gguf([], [info(f"t{kind}", [256], kind, 2048 * kind) for kind in (0, 1, 2, 3, 30)], bytes(1 << 16))
     )
+    deep = array(ARRAY, 1, b"") * 3000 + array(U8, 0, b"")
+    result.append(gguf([pair("deep", ARRAY, deep)]))
     return [content[:LARGEST] for content in result]
+
+
+def grow(rng: random.Random) -> bytes:
+    """A file put together anew, in which each field is now and then one that a sound file would not have."""
+    order = "<" if rng.random() < 0.8 else ">"
+
+    def odd(usual: int, bits: int = 64, often: float = 0.06) -> int:
+        if rng.random() > often:
+            return usual % (1 << bits)
+        return (rng.choice(NUMBERS) + rng.choice((0, 0, 1, -1))) % (1 << bits)
+
+    def word() -> bytes:
+        return rng.choice(WORDS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(9))
+
+    def string() -> bytes:
+        content = word()
+        return text(content, order, odd(len(content), often=0.02))
+
+    def value(kind: int, depth: int = 0) -> bytes:
+        if kind == STRING:
+            return string()
+        if kind == ARRAY:
+            inner = rng.choice((U8, I32, F32, STRING, BOOL, U64, ARRAY if depth < 9 else U8))
+            count = rng.choice((0, 1, 2, 3, 3, 70))
+            items = b"".join(value(inner, depth + 1) for _ in range(min(count, 3 if depth else 70)))
+            count = min(count, 3) if depth else count
+            return array(odd(inner, 32, 0.02), odd(count, often=0.04), items, order)
+        size = {U8: 1, BOOL: 1, U16: 2, U32: 4, I32: 4, F32: 4, U64: 8, F64: 8}[kind]
+        return odd(rng.choice((0, 1, 3, 32, 64)), 8 * size, 0.3).to_bytes(
+            size, "little" if order == "<" else "big"
+        )
+
+    known = {
+        b"general.alignment": U32,
+        b"general.architecture": STRING,
+        b"gpt2.block_count": U32,
+        b"gpt2.embedding_length": U32,
+        b"gpt2.attention.head_count": U32,
+        b"tokenizer.ggml.tokens": ARRAY,
+        b"tokenizer.ggml.token_type": ARRAY,
+        b"tokenizer.ggml.bos_token_id": U32,
+        b"split.count": U16,
+        b"split.no": U16,
+    }
+    pairs = []
+    for _ in range(rng.randrange(7)):
+        if rng.random() < 0.7:
+            key, kind = rng.choice(list(known.items()))
+        else:
+            key, kind = (
+                rng.randbytes(rng.randrange(1, 5)).hex().encode(),
+                rng.choice((U8, BOOL, F64, STRING, ARRAY)),
+            )
+        if rng.random() < 0.04:
+            kind = rng.choice((U8, U16, U32, U64, I32, F32, STRING, ARRAY, BOOL))
+        pairs.append(
+            text(key, order, odd(len(key), often=0.01))
+            + struct.pack(order + "I", odd(kind, 32, 0.01))
+            + value(kind)
+        )
+    infos, at = [], 0
+    for index in range(rng.randrange(5)):
+        kind = rng.choice((0, 0, 1, 2, 8, 14, 24, 30, 39, 42))
+        dims = [rng.choice((0, 1, 2, 32, 64, 256)) for _ in range(rng.randrange(5))]
+        name = rng.choice((b"t%d" % index, b"token_embd.weight", b"blk.0.ffn_up.weight"))
+        infos.append(
+            info(
+                name,
+                [odd(d) for d in dims],
+                odd(kind, 32, 0.04),
+                odd(at, often=0.06),
+                order,
+                odd(len(dims), 32) if rng.random() < 0.05 else None,
+            )
+        )
+        at += rng.choice((32, 64, 512, 4096))
+    return gguf(
+        pairs,
+        infos,
+        rng.randbytes(rng.choice((0, 64, 4096, 8192))),
+        order=order,
+        version=odd(rng.choice((2, 3)), 32, 0.02),
+        n_pairs=odd(len(pairs), often=0.02),
+        n_infos=odd(len(infos), often=0.02),
+        alignment=rng.choice((32, 32, 64, 1)),
+    )[:LARGEST]
 
 
 def mutate(content: bytes, corpus: list[bytes], rng: random.Random) -> bytes:
@@ -228,6 +318,7 @@ def fuzz(folder: Path, seconds: float, seed: int, findings: Path) -> int:
     import azquant.evaluate
     from azquant._backend import kernels
 
+    warnings.simplefilter("error")
     kernels()
     azquant.set_num_threads(1)
     os.fsync = lambda descriptor: None  # waiting for the disk would be most of the time
@@ -247,7 +338,9 @@ def fuzz(folder: Path, seconds: float, seed: int, findings: Path) -> int:
         coverage.run(lambda: exercise(path, out))
     began, runs = time.monotonic(), 0
     while time.monotonic() - began < seconds:
-        content = mutate(rng.choice(corpus), corpus, rng)
+        content = grow(rng) if rng.random() < 0.5 else rng.choice(corpus)
+        if rng.random() < 0.6:
+            content = mutate(content, corpus, rng)
         path.write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, 5 * SECONDS)
         used = time.process_time()
