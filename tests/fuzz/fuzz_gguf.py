@@ -333,14 +333,15 @@ def fuzz(folder: Path, seconds: float, seed: int, findings: Path) -> int:
         else 0
     )
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
-    for content in corpus:
-        path.write_bytes(content)
-        coverage.run(lambda: exercise(path, out))
+    waiting = list(corpus)
     began, runs = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
-        content = grow(rng) if rng.random() < 0.5 else rng.choice(corpus)
-        if rng.random() < 0.6:
-            content = mutate(content, corpus, rng)
+    while waiting or time.monotonic() - began < seconds:
+        if waiting:
+            content = waiting.pop()
+        else:
+            content = grow(rng) if rng.random() < 0.5 else rng.choice(corpus)
+            if rng.random() < 0.6:
+                content = mutate(content, corpus, rng)
         path.write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, 5 * SECONDS)
         used = time.process_time()
