@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from azquant._version import __version__
-from azquant.cli import convert, generate, inspect
+from azquant.cli import convert, edit, generate, inspect, split, verify
 from azquant.cli.guard import Program
 
 __all__ = ["cli", "main"]
@@ -30,7 +30,15 @@ def cli() -> None:
     """Checkpoints to 4-bit GGUF files, and the files to text, on the CPU."""
 
 
-for verb in (convert.convert, generate.generate, inspect.inspect):
+for verb in (
+    convert.convert,
+    edit.edit,
+    generate.generate,
+    inspect.inspect,
+    split.merge,
+    split.split,
+    verify.verify,
+):
     cli.add_command(verb)
 
 

@@ -32,6 +32,7 @@ Examples:
   azquant inspect az-llm-q4_0.gguf
   azquant inspect az-llm-q4_0.gguf --no-tensors
   azquant inspect az-llm-q4_0.gguf --json --full | jq .types
+  azquant inspect az-llm-q4_0.gguf --hash --plot layers.png
 """,
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -39,22 +40,46 @@ Examples:
 @click.option("--metadata/--no-metadata", default=True, show_default=True, help="List the metadata keys.")
 @click.option("--tensors/--no-tensors", default=True, show_default=True, help="List the tensors.")
 @click.option("--full", is_flag=True, help="Show long texts and arrays whole.")
-def inspect(file: Path, as_json: bool, metadata: bool, tensors: bool, full: bool) -> None:
+@click.option("--hash", "hashes", is_flag=True, help="Give the SHA-256 of each tensor's bytes.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the layers: .png, .svg or .pdf.")
+@click.option("--overwrite", is_flag=True, help="Replace the picture if it exists.")
+def inspect(
+    file: Path,
+    as_json: bool,
+    metadata: bool,
+    tensors: bool,
+    full: bool,
+    hashes: bool,
+    plot: Path | None,
+    overwrite: bool,
+) -> None:
     """Show what the GGUF FILE holds: the model in short, its metadata, its tensors.
 
-    Only the header is read, so this takes the same moment for any size of model.
+    Only the header is read, so this takes the same moment for any size of model. The first file of a split
+    model stands for all.
     """
     from azquant.gguf import open_gguf
 
     with open_gguf(file) as opened:
+        sha256 = _hashes(opened) if hashes and tensors else None
+        if plot is not None:
+            from azquant.evaluate import plot_file
+
+            plot_file(opened, plot, overwrite=overwrite)
         if as_json:
-            print_json(_as_dict(opened, metadata, tensors, full))
+            print_json(_as_dict(opened, metadata, tensors, full, sha256))
             return
         _print_summary(opened)
         if metadata:
             _print_metadata(opened, full)
         if tensors:
-            _print_tensors(opened, full)
+            _print_tensors(opened, full, sha256)
+
+
+def _hashes(file: GGUFFile) -> dict[str, str]:
+    from azquant.evaluate import tensor_sha256
+
+    return {name: tensor_sha256(tensor) for name, tensor in file.tensors.items()}
 
 
 # ---- the model in short ------------------------------------------------------------------------------
@@ -80,6 +105,7 @@ def _summary(file: GGUFFile) -> dict[str, Any]:
     tensor_bytes = sum(total["bytes"] for total in types.values())
     return {
         "file": str(file.path),
+        "files": [str(path) for path in file.paths],
         "bytes": file.size,
         "version": file.version,
         "byte_order": "little" if file.byte_order == "<" else "big",
@@ -103,7 +129,7 @@ def _print_summary(file: GGUFFile) -> None:
     facts = _summary(file)
     bits = facts["bits_per_weight"]
     rows = [
-        ["file", visible(facts["file"])],
+        ["file", visible(facts["file"]) + (f" and {others} more" if (others := len(file.paths) - 1) else "")],
         ["size", f"{show_bytes(facts['bytes'])} ({facts['bytes']:,} bytes)"],
         ["format", f"GGUF version {facts['version']}, {facts['byte_order']}-endian"],
         ["model", _plain(facts["name"])],
@@ -173,7 +199,7 @@ def _show_item(kind: ValueType, item: Any, full: bool) -> str:
 # ---- tensors -----------------------------------------------------------------------------------------
 
 
-def _print_tensors(file: GGUFFile, full: bool) -> None:
+def _print_tensors(file: GGUFFile, full: bool, sha256: Mapping[str, str] | None) -> None:
     rows = [
         [
             shorten(name, _NAME_LENGTH),
@@ -181,10 +207,11 @@ def _print_tensors(file: GGUFFile, full: bool) -> None:
             tensor.type.name,
             f"{tensor.nbytes:,}",
             f"{tensor.offset:,}",
+            *([] if sha256 is None else [sha256[name]]),
         ]
         for name, tensor in _first(file.tensors, full)
     ]
-    head = ("name", "shape", "type", "bytes", "offset")
+    head = ("name", "shape", "type", "bytes", "offset", *(() if sha256 is None else ("sha256",)))
     print_table(head, rows, right=(3, 4), title=f"tensors ({len(file.tensors)})")
     _say_cut(len(file.tensors), full)
 
@@ -202,7 +229,9 @@ def _say_cut(count: int, full: bool) -> None:
 # ---- JSON --------------------------------------------------------------------------------------------
 
 
-def _as_dict(file: GGUFFile, metadata: bool, tensors: bool, full: bool) -> dict[str, Any]:
+def _as_dict(
+    file: GGUFFile, metadata: bool, tensors: bool, full: bool, sha256: Mapping[str, str] | None
+) -> dict[str, Any]:
     result = _summary(file)
     if metadata:
         types = file.metadata_types
@@ -217,6 +246,7 @@ def _as_dict(file: GGUFFile, metadata: bool, tensors: bool, full: bool) -> dict[
                 "type": tensor.type.name,
                 "bytes": tensor.nbytes,
                 "offset": tensor.offset,
+                **({} if sha256 is None else {"sha256": sha256[name]}),
             }
             for name, tensor in file.tensors.items()
         ]
