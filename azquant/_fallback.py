@@ -87,9 +87,14 @@ def peak_int8(rounds: int) -> int:
 
 
 def scan_strings(
-    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, starts: npt.NDArray[np.int64] | None
+    buffer: memoryview,
+    offset: int,
+    count: int,
+    byte_order: str,
+    end: int,
+    starts: npt.NDArray[np.int64] | None,
 ) -> int:
-    """The byte after ``count`` GGUF strings that start at ``offset``; ``~at`` if the one at ``at`` passes ``end``.
+    """The byte after ``count`` GGUF strings from ``offset`` on; ``~at`` if the one at ``at`` passes ``end``.
 
     ``starts``, int64 (count + 1,), gets where each begins and, last, the byte after all of them.
     """
