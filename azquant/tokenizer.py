@@ -139,6 +139,11 @@ class Tokenizer:
         decoder = self.stream_decoder(skip_special=skip_special)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
 
+    @property
+    def can_encode(self) -> bool:
+        """Whether the file has a tokenizer for text that azquant can run."""
+        return self._problem is None
+
     @cached_property
     def longest_token(self) -> int:
         """Characters of the longest token in the vocabulary, at least 1."""

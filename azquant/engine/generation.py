@@ -58,9 +58,9 @@ class Generation:
         ):
             raise ArgumentError(f"timeout must be a number of seconds >= 0 or None, not {timeout!r}")
         self._check_process()
-        while timeout is None and not self._request.wait_while(lambda: True, _POLL):
+        while timeout is None and not self._request.wait(_POLL):
             pass
-        if timeout is not None and not self._request.wait_while(lambda: True, timeout):
+        if timeout is not None and not self._request.wait(timeout):
             raise GenerationTimeout(f"the answer is not finished after {timeout:g} seconds")
         return self._request.completion()
 
@@ -76,7 +76,7 @@ class Generation:
                 continue
             if done:
                 break
-            self._request.wait_while(lambda: not self._request.items(self._as_text, given), _POLL)
+            self._request.wait_for_item(self._as_text, given, _POLL)
         self._request.completion()  # raises what went wrong
 
     async def __aiter__(self) -> AsyncIterator[Any]:

@@ -20,7 +20,7 @@ from azquant.engine._memory import memory_limit
 from azquant.engine.chat import render_chat
 from azquant.engine.generation import Generation
 from azquant.engine.options import GenerateOptions, Options
-from azquant.engine.request import Completion, Request
+from azquant.engine.request import Request
 from azquant.engine.sampling import check_count
 from azquant.engine.scheduler import Scheduler
 from azquant.engine.session import STEP_TOKENS, Session
@@ -28,6 +28,7 @@ from azquant.engine.weights import FileWeights
 from azquant.errors import ArgumentError, BackendWarning, ContextLengthError, ModelError, OutOfMemoryError
 from azquant.gguf import GGUFFile, open_gguf
 from azquant.ops import COMPUTE_MODES
+from azquant.program import ProgramSpec
 from azquant.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Model:
         return self._n_ctx
 
     def __repr__(self) -> str:
-        return f"<{self.architecture} model {str(self.path)!r}: {self.n_vocab} tokens, context {self.context_length}>"
+        sizes = f"{self.n_vocab} tokens, context {self.context_length}"
+        return f"<{self.architecture} model {str(self.path)!r}: {sizes}>"
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Cancels the answers that are being made and frees the cache. The model gives no more answers then."""
+        """Cancels the answers that are being made and frees the cache. The model answers no more after that."""
         with self._lock:
             scheduler, self._scheduler, self._closed = self._scheduler, None, True
         if scheduler is not None:
@@ -233,10 +235,16 @@ class Model:
 
     # ---- logits --------------------------------------------------------------------------------------
 
-    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
-        """A new KV cache for ``n_seq`` sequences of up to ``n_ctx`` (at most context_length) positions."""
+    def session(
+        self, n_seq: int = 1, n_ctx: int | None = None, spec: ProgramSpec[Any] | None = None
+    ) -> Session:
+        """A new KV cache for ``n_seq`` sequences of up to ``n_ctx`` (at most context_length) positions.
+
+        ``spec`` is another program over the model's weights that is to run in it.
+        """
         n_ctx = self.context_length if n_ctx is None else min(n_ctx, self.context_length)
-        return Session(self._program, self._spec, self._compute, self._kv_type, n_seq, n_ctx)
+        program = self._program if spec is None else kernels().Program(spec)
+        return Session(program, spec or self._spec, self._compute, self._kv_type, n_seq, n_ctx)
 
     def logits(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The logits (T, vocab) that follow each of ``tokens`` (T,), computed from scratch.

@@ -62,7 +62,7 @@ class Options(Sampler):
 
 
 def check_stops(stop: Any) -> tuple[str, ...]:
-    """``stop`` as a tuple of strings. Raises ArgumentError unless it is a str or a list of some, none empty."""
+    """``stop`` as a tuple of strings. Raises ArgumentError unless it is a str or a list, none empty."""
     strings = (stop,) if isinstance(stop, str) else stop
     if isinstance(strings, bytes) or not isinstance(strings, Sequence):
         raise ArgumentError(f"stop must be a string or a list of strings, not {type(stop).__name__}")

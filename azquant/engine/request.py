@@ -152,10 +152,16 @@ class Request:
         """Whether nothing more will come."""
         return self.finish_reason is not None
 
-    def wait_while(self, nothing_new: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Waits until there is news or the end; False when ``timeout`` seconds passed first."""
+    def wait(self, timeout: float) -> bool:
+        """Waits for the end of the answer, at most ``timeout`` seconds; whether it has come."""
         with self.changed:
-            return self.changed.wait_for(lambda: self.done or not nothing_new(), timeout)
+            return self.changed.wait_for(lambda: self.done, timeout)
+
+    def wait_for_item(self, as_text: bool, number: int, timeout: float) -> None:
+        """Waits until there is an item with this number (see :meth:`items`), or the end, or ``timeout``."""
+        items: list[Any] = self.pieces if as_text else self.tokens
+        with self.changed:
+            self.changed.wait_for(lambda: self.done or len(items) > number, timeout)
 
     def add_waker(self, waker: Callable[[], None]) -> None:
         """``waker`` is called, in the worker's thread, whenever there is news."""

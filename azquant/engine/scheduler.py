@@ -1,4 +1,4 @@
-"""Continuous batching: one worker steps all requests of a model together; they join and leave between steps."""
+"""Continuous batching: one worker steps all requests of a model; they join and leave between steps."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ if hasattr(os, "register_at_fork"):
 def share_out(waiting: list[int], budget: int) -> list[int]:
     """How many of each request's ``waiting`` tokens (>= 1) go into a step of about ``budget`` tokens.
 
-    Everybody gets an equal share, and what the short ones leave goes to the longer ones: a request that writes
-    (1 token waiting) is in every step, a short prompt is done in its first, and a long one always moves on.
+    Everybody gets an equal share, and what the short ones leave goes to the longer ones: a request that
+    writes (1 token waiting) is in every step, a short prompt is soon done, and a long one always moves on.
     """
     shares = [0] * len(waiting)
     left = budget
@@ -119,7 +119,7 @@ class Scheduler:
                 raise
 
     def _admit(self) -> bool:
-        """Lets cancelled requests go and waiting ones in. False, and the worker is gone, when none is left."""
+        """Lets cancelled requests go and waiting ones in. False, with the worker gone, when none is left."""
         for request in self._active:
             if request.cancelled or self._closed:
                 self._leave(request)

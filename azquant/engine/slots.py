@@ -51,7 +51,7 @@ class Slots:
         return sum(not slot.busy for slot in self._slots)
 
     def take(self, prompt: Ints) -> Slot:
-        """A free slot, its length set to what it holds of ``prompt``; at least the last token is left to compute.
+        """A free slot, its length set to what it holds of ``prompt``, all but the last token at most.
 
         The longest common start with any slot counts, busy ones too: what they hold only grows. A free slot
         that shares at least half of what it holds is used in place; else the start is copied into the slot

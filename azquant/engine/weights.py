@@ -55,6 +55,10 @@ class FileWeights:
             Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING
         )
 
+    def names(self) -> dict[int, str]:
+        """The tensor's name for each matrix that was asked for, by the ``id`` of the backend's object."""
+        return {id(tensor.matrix): name for name, tensor in self._matrices.items()}
+
     def pack(self) -> None:
         """Packs every matrix that was asked for."""
         for tensor in self._matrices.values():
