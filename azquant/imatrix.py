@@ -114,7 +114,8 @@ def read_imatrix(path: str | PathLike[str]) -> Imatrix:
             sums, rows = _values(tensor, path), _values(counts, path).reshape(-1)
             if sums.ndim not in (1, 2) or rows.size != (1 if sums.ndim == 1 else len(sums)):
                 raise GGUFError(
-                    f"tensor {full_name} has shape {sums.shape}, {rows.size} counts do not fit it", path=Path(path)
+                    f"tensor {full_name} has shape {sums.shape}, {rows.size} counts do not fit it",
+                    path=Path(path),
                 )
             one = rows.size == 1
             imatrix.sums[name] = sums.reshape(-1) if one else sums
@@ -123,8 +124,8 @@ def read_imatrix(path: str | PathLike[str]) -> Imatrix:
 
 
 def _values(tensor: Any, path: str | PathLike[str]) -> Doubles:
-    if tensor.type.name != "F32":
-        raise GGUFError(f"tensor {tensor.name} is {tensor.type}, not F32", path=Path(path))
+    if tensor.type != get_type("f32"):
+        raise GGUFError(f"tensor {tensor.name} is {tensor.type}, not f32", path=Path(path))
     values: Doubles = np.frombuffer(tensor.data, dtype="<f4").astype(np.float64).reshape(tensor.shape)
     if not np.isfinite(values).all() or (values < 0).any():
         raise GGUFError(f"tensor {tensor.name} holds a negative number, NaN or infinity", path=Path(path))

@@ -44,7 +44,7 @@ def _tap(spec: ProgramSpec[Any], names: dict[int, str]) -> _Taps:
     held: dict[Ref, slice] = {}  # inputs that were copied and have not changed since
     width, end = 0, 0
     for op in spec.ops:
-        if op.kind == "linear" and op.a is not None and not spec.buffers[op.a.buffer].outputs:
+        if op.kind == "linear" and op.a and op.w is not None and not spec.buffers[op.a.buffer].outputs:
             k = op.w.shape[1]
             if op.a not in held:
                 held[op.a] = slice(width, width + k)

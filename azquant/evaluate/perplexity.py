@@ -110,7 +110,7 @@ def evaluate(
     """The perplexity of ``model`` on ``text`` and, with a ``base``, the divergence from it.
 
     ``base`` is a model, a GGUF file, or the checkpoint folder that ``model`` was converted from (converted to
-    F32 in a temporary file). ``n_ctx`` is 512 unless given or the model has fewer positions; ``chunks`` counts
+    F32 in a temporary file). ``n_ctx`` is 512 unless given or the model has fewer positions; ``chunks`` takes
     the first windows only. ``progress(done, total)`` is told the windows.
 
     Raises what :func:`azquant.load` and :func:`azquant.convert` raise, and ArgumentError for a text shorter
@@ -141,7 +141,7 @@ def _open(model: Model | str | PathLike[str], stack: ExitStack) -> Model:
 def _check_same(model: Model, base: Model, text: str, tokens: npt.NDArray[np.int32]) -> None:
     if base.n_vocab != model.n_vocab:
         raise ArgumentError(
-            f"the vocabularies differ ({model.n_vocab} and {base.n_vocab} tokens): their predictions cannot be "
+            f"the vocabularies differ ({model.n_vocab} and {base.n_vocab} tokens): these models cannot be "
             "compared"
         )
     if base.tokenizer.can_encode and not np.array_equal(text_tokens(base, text), tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -56,5 +57,5 @@ def plot_positions(
 def _binned(values: Any, first: int) -> tuple[Any, Any]:
     """Means over the windows and over neighbouring positions, for at most _POINTS points."""
     edges = np.unique(np.linspace(0, values.shape[1], min(_POINTS, values.shape[1]) + 1).astype(int))
-    means = [values[:, a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [values[:, a:b].mean() for a, b in pairwise(edges)]
     return first + (edges[:-1] + edges[1:] - 1) / 2, np.array(means)

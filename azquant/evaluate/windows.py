@@ -46,7 +46,7 @@ class Windows:
 
 
 def text_tokens(model: Model, text: str) -> Ints:
-    """``text`` as llama-perplexity and llama-imatrix read it: BOS before it where the model wants one, no EOS.
+    """``text`` as llama-perplexity and llama-imatrix read it: BOS first where the model wants one, no EOS.
 
     Texts of special tokens in it are ordinary text. Raises TokenizerError.
     """
@@ -87,6 +87,4 @@ def window_logits(model: Model, windows: Windows) -> Iterator[Iterator[Floats]]:
         session.lengths[0] = 0
         session.feed([(0, window[: windows.first])])
         rest = window[windows.first : -1]
-        yield (
-            session.feed([(0, rest[at : at + step])], every=True) for at in range(0, len(rest), step)
-        )
+        yield (session.feed([(0, rest[at : at + step])], every=True) for at in range(0, len(rest), step))
