@@ -3,7 +3,7 @@
     llama-imatrix -m stories260K-F32.gguf -f the-verdict.txt -c 256 -b 256 --chunks 6 -o imatrix.gguf
     python make_imatrix.py imatrix.gguf > imatrix-stories260K.json
 
-``-b 256`` puts one window into a batch: with more, llama.cpp may cut the batch so that the last tokens of some
+``-b 256`` puts one window into a batch: with more, llama.cpp may cut it so that the last tokens of some
 windows come in pieces of fewer than 16, which llama-imatrix leaves out.
 """
 
