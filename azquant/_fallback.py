@@ -413,8 +413,8 @@ class _Step:
         return out.reshape(len(out), -1)
 
     def glu(self, op: Op[Matrix]) -> Floats:
-        a = self.view(op.a, op.width)
-        return (a if op.activation is None else _ACTIVATIONS[op.activation](a)) * self.view(op.b, op.width)
+        assert op.activation is not None
+        return _ACTIVATIONS[op.activation](self.view(op.a, op.width)) * self.view(op.b, op.width)
 
     def select(self, op: Op[Matrix]) -> Floats:
         return self.view(op.a, op.width)[self.out_rows]

@@ -46,6 +46,7 @@ BAD_PROMPTS: list[tuple[Any, type[AzquantError]]] = [
     ("x" * (1 << 26), ContextLengthError),
     ([1] * 33, ContextLengthError),
     (["a", "b" * 60], ContextLengthError),
+    ([], ArgumentError),
     ([[1], []], ArgumentError),
     ([[]], ArgumentError),
     ([257], ArgumentError),
@@ -86,7 +87,6 @@ def test_bad_prompts(model: Model, prompt: Any, error: type[AzquantError]) -> No
 
 def test_good_prompts_that_look_odd(model: Model) -> None:
     assert isinstance(model.generate("a\0b", max_tokens=2), str)
-    assert model.generate([], max_tokens=2) == []
     assert len(model.generate(np.array([1, 2], dtype=np.uint8), max_tokens=2)) <= 2
     assert len(model.generate(np.array([[1, 2], [3, 4]]), max_tokens=2)) == 2
     assert len(model.generate(("a", "b"), max_tokens=2)) == 2

@@ -326,7 +326,7 @@ class Model:
         many = _is_batch(prompt)
         prompts: list[Any] = list(prompt) if many else [prompt]
         as_text = [isinstance(p, str) for p in prompts]
-        handles = self._start(prompts, as_text, Options(**options)) if prompts else []
+        handles = self._start(prompts, as_text, Options(**options))
         results: list[Any] = []
         try:
             for handle, text in zip(handles, as_text, strict=True):
@@ -386,10 +386,10 @@ class Model:
 
 
 def _is_batch(prompt: Any) -> bool:
-    """Whether ``prompt`` is several prompts rather than one. An empty list is a batch of none."""
+    """Whether ``prompt`` is several prompts rather than one. An empty list is one without tokens: an error."""
     if isinstance(prompt, (str, bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
         return False
-    return len(prompt) == 0 or isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
+    return len(prompt) > 0 and (isinstance(prompt[0], str) or hasattr(prompt[0], "__len__"))
 
 
 _models: WeakSet[Model] = WeakSet()

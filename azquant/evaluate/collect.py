@@ -26,7 +26,7 @@ _STEP_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class _Taps:
-    """A program that gives squared activations instead of logits, and whose columns they are."""
+    """A program that gives activations instead of logits, and whose columns they are."""
 
     spec: ProgramSpec[Any]
     columns: dict[str, slice]
@@ -36,7 +36,8 @@ class _Taps:
 def _tap(spec: ProgramSpec[Any], names: dict[int, str]) -> _Taps:
     """``spec`` up to its last linear inside a block, with every input of a linear copied to the outputs.
 
-    Linears with the same input share the copy. The last op squares: glu with no activation is a product.
+    Linears with the same input share the copy. The last op of a program must write all its outputs: here it
+    writes them over themselves.
     """
     taps = Ref(len(spec.buffers))
     ops: list[Op[Any]] = []
@@ -54,7 +55,7 @@ def _tap(spec: ProgramSpec[Any], names: dict[int, str]) -> _Taps:
             end = len(ops)
         ops.append(op)
         held = {ref: place for ref, place in held.items() if ref.buffer != op.out.buffer}
-    ops = [*ops[:end], Op("glu", taps, width, a=taps, b=taps)]
+    ops = [*ops[:end], Op("add", taps, width, a=taps, b=taps, scale=0.0)]
     buffers = (*spec.buffers, Buffer(width, outputs=True))
     return _Taps(replace(spec, ops=tuple(ops), buffers=buffers, n_vocab=width), columns)
 
@@ -88,7 +89,8 @@ def collect_imatrix(
     for done, window in enumerate(windows.tokens):
         session.lengths[0] = 0
         for at in range(0, len(window), step):
-            sums += session.feed([(0, window[at : at + step])], every=True).sum(axis=0, dtype=np.float64)
+            x = session.feed([(0, window[at : at + step])], every=True)
+            sums += np.square(x, out=x).sum(axis=0, dtype=np.float64)
         if progress is not None:
             progress(done + 1, len(windows.tokens))
     if not np.isfinite(sums).all():
