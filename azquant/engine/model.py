@@ -162,7 +162,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Cancels the answers that are being made and frees the cache. The model answers no more after that."""
+        """Cancels the answers that are being made, frees the cache; the model answers no more after that."""
         with self._lock:
             scheduler, self._scheduler, self._closed = self._scheduler, None, True
         if scheduler is not None:
@@ -386,7 +386,7 @@ class Model:
 
 
 def _is_batch(prompt: Any) -> bool:
-    """Whether ``prompt`` is several prompts rather than one. An empty list is one without tokens: an error."""
+    """Whether ``prompt`` is several prompts rather than one. An empty list is one without tokens."""
     if isinstance(prompt, (str, bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
         return False
     return len(prompt) > 0 and (isinstance(prompt[0], str) or hasattr(prompt[0], "__len__"))
