@@ -170,6 +170,7 @@ class Model:
 
     def _after_fork(self) -> None:
         """In the child: no worker, and nothing that one of the parent's threads may have been changing."""
+        _abandoned.append(self._program)  # the fork may have cut a step in two: not even fit to be freed
         self._program = kernels().Program(self._spec)
         self._lock = threading.Lock()
         self._scheduler = None
@@ -393,6 +394,7 @@ def _is_batch(prompt: Any) -> bool:
 
 
 _models: WeakSet[Model] = WeakSet()
+_abandoned: list[Any] = []
 
 
 def _after_fork() -> None:
