@@ -17,6 +17,7 @@
     │   └── UnsupportedArchitectureError
     ├── TokenizerError (ValueError)         a tokenizer that cannot be read, carried or applied
     ├── ContextLengthError (ValueError)     more tokens than the model has positions
+    ├── GenerationTimeout (TimeoutError)    an answer was not finished in the time given
     ├── OutputError (OSError)               an output file that cannot be written
     ├── InputFileError (OSError)            an input file that is missing or cannot be read
     ├── OutOfMemoryError (MemoryError)      memory needed and not to be had; states how much
@@ -46,6 +47,7 @@ __all__ = [
     "DTypeError",
     "FormatError",
     "GGUFError",
+    "GenerationTimeout",
     "InputFileError",
     "InternalError",
     "MissingDependencyError",
@@ -136,6 +138,10 @@ class TokenizerError(AzquantError, ValueError):
 
 class ContextLengthError(AzquantError, ValueError):
     """More tokens than the model has positions for."""
+
+
+class GenerationTimeout(AzquantError, TimeoutError):
+    """An answer was not finished in the time given."""
 
 
 class OutputError(AzquantError, OSError):

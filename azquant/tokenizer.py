@@ -11,6 +11,7 @@ import codecs
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from azquant._tokenizer_backend import (
@@ -137,6 +138,16 @@ class Tokenizer:
             return text
         decoder = self.stream_decoder(skip_special=skip_special)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether the file has a tokenizer for text that azquant can run."""
+        return self._problem is None
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token in the vocabulary, at least 1."""
+        return max(map(len, self._tokens), default=1) or 1
 
     def stream_decoder(self, skip_special: bool = True, after: Iterable[int] = ()) -> StreamDecoder:
         """Return a decoder for ids that come one at a time; its pieces join to exactly :meth:`decode`'s text.

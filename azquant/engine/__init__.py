@@ -1,6 +1,18 @@
 """Running models: load a GGUF file, get logits, generate text."""
 
+from azquant.engine.generation import Generation
 from azquant.engine.model import Model, load
+from azquant.engine.options import GenerateOptions, Options
+from azquant.engine.request import Completion, TokenLogprob
 from azquant.engine.sampling import Sampler
 
-__all__ = ["Model", "Sampler", "load"]
+__all__ = [
+    "Completion",
+    "GenerateOptions",
+    "Generation",
+    "Model",
+    "Options",
+    "Sampler",
+    "TokenLogprob",
+    "load",
+]

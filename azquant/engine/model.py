@@ -1,27 +1,45 @@
-"""Loaded models: logits, generation, streaming."""
+"""Loaded models: logits, generation, streaming, chat."""
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
 from azquant._backend import kernels
 from azquant.architectures import architecture_of_gguf
-from azquant.engine.sampling import Sampler, check_count
+from azquant.engine._memory import memory_limit
+from azquant.engine.chat import render_chat
+from azquant.engine.generation import Generation
+from azquant.engine.options import GenerateOptions, Options
+from azquant.engine.request import Request
+from azquant.engine.sampling import check_count
+from azquant.engine.scheduler import Scheduler
 from azquant.engine.session import STEP_TOKENS, Session
 from azquant.engine.weights import FileWeights
-from azquant.errors import ArgumentError, ContextLengthError, ModelError
+from azquant.errors import ArgumentError, BackendWarning, ContextLengthError, ModelError, OutOfMemoryError
 from azquant.gguf import GGUFFile, open_gguf
 from azquant.ops import COMPUTE_MODES
+from azquant.program import ProgramSpec
 from azquant.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Model", "load"]
 
 KV_TYPES = ("f16", "f32")
+
+_MOST_SEQUENCES = 16
+"""Answers computed at once, unless the caller or the memory says otherwise."""
 
 
 def load(
@@ -30,12 +48,18 @@ def load(
     reproducible: bool = False,
     compute: str = "auto",
     kv_type: str = "f16",
+    n_ctx: int | None = None,
+    n_seq: int | None = None,
 ) -> Model:
     """Opens a GGUF model for running. The file is mapped, not read; packing happens here.
 
     ``reproducible`` gives the same logits, bit for bit, for any number of threads, alone or in a batch, with
     the prompt in one piece or in several, from the cache or computed anew. ``compute`` is that of
     :func:`azquant.matmul`; ``compute="fp32"`` with ``kv_type="f32"`` is the accuracy reference.
+
+    ``n_seq`` answers are computed at once (default: 16, fewer where half of the memory would not hold them);
+    more wait their turn. Each has ``n_ctx`` positions for prompt and answer (default and most: those of the
+    model). The cache is reserved with the first answer, and takes memory as positions are used.
 
     Raises InputFileError, GGUFError, ModelError (missing or contradicting tensors and metadata, types that
     cannot be run, an unknown architecture), ArgumentError.
@@ -44,19 +68,43 @@ def load(
         raise ArgumentError(f"compute={compute!r}: must be one of {', '.join(COMPUTE_MODES)}")
     if kv_type not in KV_TYPES:
         raise ArgumentError(f"kv_type={kv_type!r}: must be one of {', '.join(KV_TYPES)}")
+    if n_ctx is not None:
+        check_count(n_ctx, "n_ctx", 1)
+    if n_seq is not None:
+        check_count(n_seq, "n_seq", 1, 4096)
     if reproducible and compute == "auto":
         compute = "int8"  # one way of computing at every batch size; types without int8 use fp32
+    if reproducible and kernels().NAME == "numpy":
+        warnings.warn(
+            "reproducible=True needs the C kernels: NumPy's products may differ in the last bits",
+            BackendWarning,
+            stacklevel=2,
+        )
     with open_gguf(path) as file:
-        return Model(file, compute=compute, kv_type=kv_type)
+        return Model(file, compute=compute, kv_type=kv_type, n_ctx=n_ctx, n_seq=n_seq)
 
 
 class Model:
-    """A model that is ready to run. Its methods may be called from several threads."""
+    """A model that is ready to run. Its methods may be called from several threads, and after a fork.
 
-    def __init__(self, file: GGUFFile, *, compute: str, kv_type: str) -> None:
+    Answers that are asked for at the same time, in whatever way, are computed together. :meth:`close`, or
+    leaving a ``with`` block, ends those that run and frees the cache.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        *,
+        compute: str,
+        kv_type: str,
+        n_ctx: int | None = None,
+        n_seq: int | None = None,
+    ) -> None:
         self.path = file.path
         if file.byte_order != "<":
-            raise ModelError(f"{file.path}: big-endian files can be inspected, not run; convert the model again")
+            raise ModelError(
+                f"{file.path}: big-endian files can be inspected, not run; convert the model again"
+            )
         if not file.has_data:
             raise ModelError(f"{file.path}: the file holds a header only, no weights")
         metadata: Mapping[str, Any] = file.metadata
@@ -71,11 +119,17 @@ class Model:
                 f"the embedding has rows for {self.config.vocab_size}"
             )
         self._compute, self._kv_type = compute, kv_type
-        weights = FileWeights(file)
-        self._spec = architecture.program(self.config, weights)
+        self._weights = FileWeights(file)
+        self._spec = architecture.program(self.config, self._weights)
         if compute != "fp32":
-            weights.pack()
+            self._weights.pack()
         self._program = kernels().Program(self._spec)
+        self._n_ctx = self.context_length if n_ctx is None else min(int(n_ctx), self.context_length)
+        self._n_seq = n_seq
+        self._lock = threading.Lock()
+        self._closed = False
+        self._scheduler: Scheduler | None = None
+        _models.add(self)
 
     @property
     def n_vocab(self) -> int:
@@ -84,43 +138,114 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """Most tokens, prompt and answer together, that a sequence may have."""
+        """Most tokens, prompt and answer together, that the model was made for."""
         length: int = self.config.context_length
         return length
 
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens, prompt and answer together, of an answer: context_length, or what load() was told."""
+        return self._n_ctx
+
     def __repr__(self) -> str:
-        return f"<{self.architecture} model {str(self.path)!r}: {self.n_vocab} tokens, context {self.context_length}>"
+        sizes = f"{self.n_vocab} tokens, context {self.context_length}"
+        return f"<{self.architecture} model {str(self.path)!r}: {sizes}>"
+
+    # ---- life ------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels the answers that are being made, frees the cache; the model answers no more after that."""
+        with self._lock:
+            scheduler, self._scheduler, self._closed = self._scheduler, None, True
+        if scheduler is not None:
+            scheduler.close()
+
+    def _after_fork(self) -> None:
+        """In the child: no worker, and nothing that one of the parent's threads may have been changing."""
+        _abandoned.append(self._program)  # the fork may have cut a step in two: not even fit to be freed
+        self._program = kernels().Program(self._spec)
+        self._lock = threading.Lock()
+        self._scheduler = None
+        self.tokenizer._lock = threading.Lock()
+
+    def _ready_scheduler(self) -> Scheduler:
+        with self._lock:
+            if self._closed:
+                raise ArgumentError("the model was closed; load it again")
+            if self._scheduler is None:
+                self._scheduler = Scheduler(self._program, self._new_cache(), self._compute)
+            return self._scheduler
+
+    def _new_cache(self) -> Any:
+        spec, n_ctx = self._spec, self._n_ctx
+        per_value = 2 if self._kv_type == "f16" else 4
+        slot_bytes = 2 * spec.n_layer * n_ctx * spec.n_head_kv * spec.head_dim * per_value
+        n_seq = self._n_seq or max(1, min(_MOST_SEQUENCES, memory_limit() // 2 // slot_bytes))
+        try:
+            return kernels().KVCache(spec.n_layer, n_seq, n_ctx, spec.n_head_kv, spec.head_dim, self._kv_type)
+        except MemoryError:
+            raise OutOfMemoryError(
+                f"a KV cache of {n_seq} sequences of {n_ctx} positions takes {n_seq * slot_bytes} bytes; "
+                "load the model with a smaller n_ctx or n_seq"
+            ) from None
 
     # ---- tokens --------------------------------------------------------------------------------------
 
-    def _check_tokens(self, tokens: Any) -> npt.NDArray[np.int32]:
-        array = np.asarray(tokens)
+    def _check_tokens(self, tokens: Any, most: int | None = None) -> npt.NDArray[np.int32]:
+        most = self.context_length if most is None else most
+        try:
+            array = np.asarray(tokens)
+        except (ValueError, OverflowError):  # ragged, or beyond 64 bits
+            raise ArgumentError("tokens must be a flat sequence of integers") from None
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ArgumentError("tokens must be a flat sequence of integers")
         if array.size == 0:
-            raise ArgumentError("there are no tokens to start from: the prompt is empty and the model has no BOS")
+            raise ArgumentError(
+                "there are no tokens to start from: the prompt is empty and the model has no BOS"
+            )
         if array.min() < 0 or array.max() >= self.n_vocab:
             raise ArgumentError(f"token ids must lie in 0 .. {self.n_vocab - 1}")
-        if array.size > self.context_length:
+        if array.size > most:
             raise ContextLengthError(
-                f"{array.size} tokens given, but the model has {self.context_length} positions; shorten the prompt"
+                f"{array.size} tokens given, but there are {most} positions; shorten the prompt"
             )
         return array.astype(np.int32)
 
-    def _prompt(self, prompt: str | Sequence[int]) -> npt.NDArray[np.int32]:
+    def _prompt(self, prompt: Any) -> npt.NDArray[np.int32]:
         if isinstance(prompt, str):
+            longest = self.tokenizer.longest_token
+            if len(prompt) > 4 * longest * self._n_ctx + 1024:  # no use in spending minutes on it
+                raise ContextLengthError(
+                    f"the prompt has {len(prompt)} characters, more than {self._n_ctx} tokens can stand for"
+                )
             tokens = self.tokenizer.encode(prompt)
             if not tokens and self.tokenizer.bos_id is not None:
                 tokens = [self.tokenizer.bos_id]  # something must be there to continue from
-            return self._check_tokens(tokens)
-        return self._check_tokens(prompt)
+            return self._check_tokens(tokens, self._n_ctx)
+        if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__len__"):
+            raise ArgumentError(f"a prompt must be a str or a list of token ids, not {type(prompt).__name__}")
+        return self._check_tokens(prompt, self._n_ctx)
 
-    # ---- running -------------------------------------------------------------------------------------
+    # ---- logits --------------------------------------------------------------------------------------
 
-    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
-        """A new KV cache for ``n_seq`` sequences of up to ``n_ctx`` (at most context_length) positions."""
+    def session(
+        self, n_seq: int = 1, n_ctx: int | None = None, spec: ProgramSpec[Any] | None = None
+    ) -> Session:
+        """A new KV cache for ``n_seq`` sequences of up to ``n_ctx`` (at most context_length) positions.
+
+        ``spec`` is another program over the model's weights that is to run in it.
+        """
         n_ctx = self.context_length if n_ctx is None else min(n_ctx, self.context_length)
-        return Session(self._program, self._spec, self._compute, self._kv_type, n_seq, n_ctx)
+        program = self._program if spec is None else kernels().Program(spec)
+        return Session(program, spec or self._spec, self._compute, self._kv_type, n_seq, n_ctx)
 
     def logits(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The logits (T, vocab) that follow each of ``tokens`` (T,), computed from scratch.
@@ -135,100 +260,147 @@ class Model:
         ]
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def _generate_ids(
-        self, prompts: Sequence[npt.NDArray[np.int32]], max_tokens: int, sampler: Sampler
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Steps through a batch; yields the (prompt, token) pairs that each step chose. EOS is not yielded."""
-        longest = max(len(prompt) for prompt in prompts)
-        session = self.session(len(prompts), longest + max_tokens)
-        generators = [sampler.generator(i) for i in range(len(prompts))]
-        waiting = [(i, prompt) for i, prompt in enumerate(prompts)]
-        made = [0] * len(prompts)
-        while waiting:
-            logits = session.feed(waiting)
-            chosen = []
-            for row, (i, _) in enumerate(waiting):
-                token = sampler.choose(logits[row], generators[i])
-                if token not in self.tokenizer.end_ids:
-                    chosen.append((i, token))
-            if chosen:
-                yield chosen
-            waiting = []
-            for i, token in chosen:
-                made[i] += 1
-                if made[i] < max_tokens and len(prompts[i]) + made[i] <= self.context_length:
-                    waiting.append((i, np.array([token], dtype=np.int32)))
+    # ---- answers -------------------------------------------------------------------------------------
+
+    def _start(self, prompts: Sequence[Any], as_text: Sequence[bool], options: Options) -> list[Generation]:
+        requests = []
+        for prompt, text in zip(prompts, as_text, strict=True):
+            tokens = self._prompt(prompt)
+            bad = [token for token in options.stop_tokens if token >= self.n_vocab]
+            if bad:
+                raise ArgumentError(f"stop_tokens names token {bad[0]}; ids end at {self.n_vocab - 1}")
+            decoder = self.tokenizer.stream_decoder(after=tokens.tolist()) if text or options.stop else None
+            requests.append(Request(tokens, options, self.n_vocab, self.tokenizer.end_ids, decoder))
+        if options.max_tokens == 0:
+            for request in requests:
+                request.finish("length")
+        else:
+            self._ready_scheduler().submit(*requests)
+        return [Generation(request, text) for request, text in zip(requests, as_text, strict=True)]
+
+    def submit(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
+        """Starts to continue a prompt and returns at once; the answer is read from the handle.
+
+        A handle can be iterated over, waited for, awaited and cancelled; see :class:`Generation`. Of all that
+        runs at the same time each step computes some tokens: answers being written one token each, prompts
+        being read an equal share each of what is left, so that a long prompt holds up nobody.
+
+        Raises what :meth:`generate` raises; nothing has been queued then.
+        """
+        return self._start([prompt], [isinstance(prompt, str)], Options(**options))[0]
 
     @overload
-    def generate(self, prompt: str, **options: Any) -> str: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; the first fit counts
+        self, prompt: str, **options: Unpack[GenerateOptions]
+    ) -> str: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[str]: ...
     @overload
-    def generate(self, prompt: Sequence[int], **options: Any) -> list[int]: ...
+    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> list[int]: ...
     @overload
-    def generate(self, prompt: Sequence[Sequence[int]], **options: Any) -> list[list[int]]: ...
+    def generate(
+        self, prompt: Sequence[Sequence[int]], **options: Unpack[GenerateOptions]
+    ) -> list[list[int]]: ...
 
     def generate(
         self,
         prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Any:
         """Continues a prompt; the prompt itself is not part of the answer.
 
         A str gives a str, a list of token ids a list of token ids, and a list of prompts of either kind a
-        list with an answer for each, computed as one batch. Ends at the model's end token, after
-        ``max_tokens``, or where the context is full. ``temperature`` 0 is greedy; see :class:`Sampler`.
+        list with an answer for each, computed together. An answer depends on its own prompt and the options
+        only, not on what else is computed: equal prompts with equal seeds get equal answers.
 
-        Raises ArgumentError, ContextLengthError (a prompt longer than the context), TokenizerError.
+        ``options`` are those of :class:`Options`: ``max_tokens`` (64), ``stop``, ``stop_tokens``, and the
+        sampling of :class:`Sampler` (greedy unless ``temperature`` is given).
+
+        An answer that reaches the last position of the context ends there: positions are never reused, as a
+        shifted cache would no longer hold what the model computes. :meth:`submit` tells the reason.
+
+        Raises ArgumentError, ContextLengthError (a prompt longer than the context), TokenizerError,
+        OutOfMemoryError (no room for the KV cache), ModelError (weights that give NaN).
         """
-        many = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], (int, np.integer))
+        if options.get("logprobs") is not None:
+            raise ArgumentError("generate() returns no log-probabilities; use submit(...).result().logprobs")
+        many = _is_batch(prompt)
         prompts: list[Any] = list(prompt) if many else [prompt]
-        max_tokens = check_count(max_tokens, "max_tokens")
-        sampler = Sampler(temperature, top_k, top_p, seed)
-        checked = [self._prompt(p) for p in prompts]
-        answers: list[list[int]] = [[] for _ in prompts]
-        if max_tokens:
-            for step in self._generate_ids(checked, max_tokens, sampler):
-                for i, token in step:
-                    answers[i].append(token)
-        results: list[Any] = [
-            self._text(ids, after) if isinstance(p, str) else ids
-            for p, ids, after in zip(prompts, answers, checked, strict=True)
-        ]
+        as_text = [isinstance(p, str) for p in prompts]
+        handles = self._start(prompts, as_text, Options(**options))
+        results: list[Any] = []
+        try:
+            for handle, text in zip(handles, as_text, strict=True):
+                done = handle.result()
+                results.append(done.text if text else done.tokens)
+        finally:  # after Ctrl-C, or the error of one, the others need not go on
+            for handle in handles:
+                handle.cancel()
         return results if many else results[0]
 
-    def _text(self, ids: list[int], after: npt.NDArray[np.int32]) -> str:
-        decoder = self.tokenizer.stream_decoder(after=after.tolist())
-        return "".join([decoder.push(token) for token in ids]) + decoder.flush()
-
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """Continues a prompt and yields the text piece by piece, as soon as whole characters are there.
 
         The pieces join to what :meth:`generate` gives for a str. Arguments and errors are those of generate;
-        they are checked when the first piece is asked for.
+        they are checked when the first piece is asked for. Closing the iterator cancels the rest.
         """
-        max_tokens = check_count(max_tokens, "max_tokens")
-        sampler = Sampler(temperature, top_k, top_p, seed)
-        tokens = self._prompt(prompt)
-        decoder = self.tokenizer.stream_decoder(after=tokens.tolist())
-        if max_tokens:
-            for step in self._generate_ids([tokens], max_tokens, sampler):
-                for _, token in step:
-                    if piece := decoder.push(token):
-                        yield piece
-        if rest := decoder.flush():
-            yield rest
+        if options.get("logprobs") is not None:
+            raise ArgumentError("stream() yields text only; use submit(...) for log-probabilities")
+        handle = self._start([prompt], [True], Options(**options))[0]
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
+
+    # ---- chat ----------------------------------------------------------------------------------------
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The token ids of a conversation, by the model's own chat template, up to where its answer begins.
+
+        ``messages`` are ``{"role": ..., "content": ...}``. The template comes with the file and is not
+        trusted: it runs in a sandbox, in a process of its own, with bounds on time, memory and output.
+        Special tokens are recognized in the result, wherever they stand, as every chat template needs.
+
+        Raises ArgumentError for messages that are none, ModelError for a file without a template or with one
+        that fails or exceeds its bounds, MissingDependencyError without jinja2.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise ModelError(
+                f"{self.path}: the file has no chat template; use generate() with a plain prompt"
+            )
+        special = {
+            name: "" if token_id is None else tokenizer.token(token_id)
+            for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
+        }
+        tokens = tokenizer.encode(render_chat(tokenizer.chat_template, messages, special), add_special=False)
+        if tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
+            tokens.insert(0, tokenizer.bos_id)
+        return tokens
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerateOptions]) -> str:
+        """The model's answer to a conversation. ``stream(chat_tokens(messages))`` gives it piece by piece.
+
+        Raises what :meth:`chat_tokens` and :meth:`generate` raise.
+        """
+        return "".join(self.stream(self.chat_tokens(messages), **options))
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether ``prompt`` is several prompts rather than one. An empty list is one without tokens."""
+    if isinstance(prompt, (str, bytes, Mapping)) or not hasattr(prompt, "__getitem__"):
+        return False
+    return len(prompt) > 0 and (isinstance(prompt[0], str) or hasattr(prompt[0], "__len__"))
+
+
+_models: WeakSet[Model] = WeakSet()
+_abandoned: list[Any] = []
+
+
+def _after_fork() -> None:
+    for model in list(_models):
+        model._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

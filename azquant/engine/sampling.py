@@ -3,63 +3,205 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from azquant.errors import ArgumentError
+from azquant.errors import ArgumentError, ModelError
 
-__all__ = ["Sampler", "check_count"]
+__all__ = ["Chooser", "Sampler", "check_count", "check_number", "log_softmax"]
 
 Logits = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.intp]
+
+_MOST_SEED = (1 << 128) - 1
 
 
-def check_count(value: Any, name: str, low: int = 0) -> int:
-    """``value`` as a whole number >= low. Raises ArgumentError naming it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ArgumentError(f"{name} must be a whole number >= {low}, not {value!r}")
+def check_count(value: Any, name: str, low: int = 0, high: int | None = None) -> int:
+    """``value`` as a whole number from ``low`` to ``high``. Raises ArgumentError naming it."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
+    if not whole or int(value) < low or (high is not None and int(value) > high):
+        limits = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ArgumentError(f"{name} must be a whole number {limits}, not {value!r}")
     return int(value)
+
+
+def check_number(value: Any, name: str, low: float, high: float = math.inf) -> float:
+    """``value`` as a finite number from ``low`` to ``high``. Raises ArgumentError naming it."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    try:
+        number = float(value) if real else math.nan
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f">= {low:g}"
+        limits = limits if math.isfinite(low) else ""
+        raise ArgumentError(f"{name} must be a finite number {limits}".rstrip() + f", not {value!r}")
+    return number
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is chosen, in this order: temperature, then top_k, then top_p, then a draw.
+    """How the next token is chosen. The steps, in this order; each default leaves its step out:
 
-    ``temperature`` 0 takes the most likely token (the lowest id among equals). ``top_k`` 0 and ``top_p`` 1
-    keep all tokens. Equal seeds give equal draws; ``seed=None`` draws anew each time.
+    1. ``logit_bias``: added to the logits of the token ids it names; ``-inf`` forbids a token.
+    2. ``repetition_penalty``: the logits of all tokens in the prompt or the answer so far are divided by it
+       where positive and multiplied by it where negative (as in CTRL, arXiv 1909.05858, and transformers).
+    3. ``frequency_penalty`` times how often a token stands in the answer so far, and ``presence_penalty`` if
+       it does at all, are subtracted (as in OpenAI's API).
+    4. ``temperature`` divides the logits. 0 ends here: the likeliest token, of equals the lowest id.
+    5. ``top_k``: only the k likeliest stay (0: all; of equals the lowest ids).
+    6. ``top_p``: only the likeliest stay that together reach this share of what step 5 left.
+    7. ``min_p``: only those stay that are at least this share as likely as the likeliest.
+    8. A draw. Equal seeds give equal draws; ``seed=None`` draws anew each time.
+
+    Raises ArgumentError for values that are no numbers or outside their range.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, (int, float)) and 0 <= self.temperature < math.inf):
-            raise ArgumentError(f"temperature must be a finite number >= 0, not {self.temperature!r}")
-        if not (isinstance(self.top_p, (int, float)) and 0 < self.top_p <= 1):
-            raise ArgumentError(f"top_p must be a number above 0 and at most 1, not {self.top_p!r}")
+        check_number(self.temperature, "temperature", 0)
         check_count(self.top_k, "top_k")
+        if check_number(self.top_p, "top_p", 0, 1) == 0:
+            raise ArgumentError("top_p must be above 0: it is the share of the probability that is kept")
         if self.seed is not None:
-            check_count(self.seed, "seed")
+            check_count(self.seed, "seed", 0, _MOST_SEED)
+        check_number(self.min_p, "min_p", 0, 1)
+        if check_number(self.repetition_penalty, "repetition_penalty", 0) == 0:
+            raise ArgumentError("repetition_penalty must be above 0; 1 leaves it out")
+        check_number(self.frequency_penalty, "frequency_penalty", -math.inf)
+        check_number(self.presence_penalty, "presence_penalty", -math.inf)
+        if self.logit_bias is not None:
+            _check_bias(self.logit_bias)
 
-    def generator(self, sequence: int = 0) -> np.random.Generator:
-        """The source of draws of one sequence of a batch: it does not depend on the others."""
-        return np.random.default_rng(None if self.seed is None else [self.seed, sequence])
+    def chooser(self, n_vocab: int, prompt: Iterable[int] = ()) -> Chooser:
+        """What chooses the tokens of one answer to ``prompt``. Raises ArgumentError for ids >= n_vocab."""
+        return Chooser(self, n_vocab, prompt)
 
-    def choose(self, logits: Logits, generator: np.random.Generator) -> int:
-        """The next token's id from logits (vocab,)."""
-        if self.temperature == 0:
-            return int(np.argmax(logits))
-        scaled = logits.astype(np.float64) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        if self.top_k:
-            order = order[: self.top_k]
-        weights = np.exp(scaled[order] - scaled[order[0]])
-        weights /= weights.sum()
-        if self.top_p < 1:
-            kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1
-            order, weights = order[:kept], weights[:kept] / weights[:kept].sum()
-        return int(generator.choice(order, p=weights))
+
+def _check_bias(bias: Any) -> None:
+    if not isinstance(bias, Mapping):
+        raise ArgumentError(f"logit_bias must map token ids to numbers, not be a {type(bias).__name__}")
+    for token, value in bias.items():
+        check_count(token, "a token id of logit_bias")
+        if not (isinstance(value, numbers.Real) and float(value) == -math.inf):
+            check_number(value, f"logit_bias[{token}]", -math.inf)
+
+
+def log_softmax(logits: npt.NDArray[Any]) -> Doubles:
+    """The logarithms of the probabilities, in float64, over the last axis."""
+    x = np.asarray(logits, dtype=np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    shifted: Doubles = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+@dataclass
+class Chooser:
+    """A :class:`Sampler` at work on one answer: it remembers the tokens so far and its place in the draws."""
+
+    sampler: Sampler
+    n_vocab: int
+    prompt: Iterable[int] = ()
+    _random: np.random.Generator = field(init=False)
+    _seen: npt.NDArray[np.bool_] | None = field(init=False, default=None)
+    _counts: npt.NDArray[np.int64] | None = field(init=False, default=None)
+    _bias: tuple[Ids, Doubles] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        s = self.sampler
+        self._random = np.random.default_rng(s.seed)
+        if s.logit_bias:
+            ids = np.array([int(token) for token in s.logit_bias], dtype=object)
+            if ids.max() >= self.n_vocab:
+                raise ArgumentError(f"logit_bias names token {ids.max()}; ids end at {self.n_vocab - 1}")
+            self._bias = ids.astype(np.intp), np.array(list(s.logit_bias.values()), dtype=np.float64)
+        if s.repetition_penalty != 1:
+            self._seen = np.zeros(self.n_vocab, dtype=bool)
+            self._seen[np.asarray(list(self.prompt), dtype=np.intp)] = True
+        if s.frequency_penalty or s.presence_penalty:
+            self._counts = np.zeros(self.n_vocab, dtype=np.int64)
+        self.prompt = ()
+
+    def choose(self, logits: Logits) -> int:
+        """The next token's id from logits (n_vocab,), which are not changed.
+
+        Raises ModelError for logits with NaN, ArgumentError when ``logit_bias`` forbids every token.
+        """
+        with np.errstate(all="ignore"):  # extreme penalties and temperatures may overflow on purpose
+            token = self._draw(self._adjust(logits))
+        if self._seen is not None:
+            self._seen[token] = True
+        if self._counts is not None:
+            self._counts[token] += 1
+        return token
+
+    def _adjust(self, logits: Logits) -> npt.NDArray[Any]:
+        """Steps 1 to 3."""
+        if self._bias is None and self._seen is None and self._counts is None:
+            return logits
+        s, x = self.sampler, logits.astype(np.float64)
+        if self._bias is not None:
+            ids, bias = self._bias
+            x[ids] += bias
+        if self._seen is not None:
+            ids = np.flatnonzero(self._seen)
+            x[ids] = np.where(x[ids] > 0, x[ids] / s.repetition_penalty, x[ids] * s.repetition_penalty)
+        if self._counts is not None:
+            ids = np.flatnonzero(self._counts)
+            x[ids] -= s.frequency_penalty * self._counts[ids] + s.presence_penalty
+        return x
+
+    def _draw(self, x: npt.NDArray[Any]) -> int:
+        """Steps 4 to 8."""
+        s = self.sampler
+        likeliest = int(np.argmax(x))  # of a NaN, should there be one
+        top = float(x[likeliest])
+        if math.isnan(top) or top == math.inf:
+            raise ModelError("the model gives logits that are not finite: its weights are damaged")
+        if top == -math.inf:
+            raise ArgumentError("no token is left to choose: logit_bias or a penalty forbids every one")
+        if s.temperature == 0:
+            return likeliest
+        weights = np.exp((x.astype(np.float64) - top) / float(s.temperature))
+        ids: Ids = np.arange(len(x))
+        if 0 < s.top_k < len(x):
+            ids = _largest(x, int(s.top_k))
+        if s.top_p < 1:
+            ids = _nucleus(weights, ids, float(s.top_p))
+        if s.min_p > 0:
+            ids = ids[weights[ids] >= float(s.min_p)]  # the likeliest has weight 1
+        heights = np.cumsum(weights[ids])
+        at = int(np.searchsorted(heights, self._random.random() * heights[-1], side="right"))
+        return int(ids[min(at, len(ids) - 1)])
+
+
+def _largest(x: npt.NDArray[Any], k: int) -> Ids:
+    """Ids of the k largest, ascending; of equals the lowest ids."""
+    least = np.partition(x, len(x) - k)[len(x) - k]
+    above = np.flatnonzero(x > least)
+    return np.sort(np.concatenate([above, np.flatnonzero(x == least)[: k - len(above)]]))
+
+
+def _nucleus(weights: Doubles, ids: Ids, share: float) -> Ids:
+    """The fewest of ``ids``, likeliest first, that reach ``share`` of their weight."""
+    p = weights[ids] / weights[ids].sum()
+    # All below (1 - share) / n together have less than 1 - share: they cannot be needed, nor need sorting.
+    kept = np.flatnonzero(p >= (1 - share) / len(p))
+    order = kept[np.argsort(-p[kept], kind="stable")]
+    reached = int(np.searchsorted(np.cumsum(p[order]), share)) + 1
+    return ids[order[:reached]]

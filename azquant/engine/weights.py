@@ -28,7 +28,9 @@ class FileWeights:
         if found is None:
             raise ModelError(f"{self._path}: tensor {name} is missing")
         if len(found.shape) != dimensions:
-            raise ModelError(f"{self._path}: tensor {name} has {len(found.shape)} dimensions, not {dimensions}")
+            raise ModelError(
+                f"{self._path}: tensor {name} has {len(found.shape)} dimensions, not {dimensions}"
+            )
         if not found.type.can_dequantize:
             raise ModelError(f"{self._path}: tensor {name} is {found.type}, which azquant cannot run yet")
         return QTensor(found.data, found.shape, found.type)
@@ -49,7 +51,13 @@ class FileWeights:
 
     def head(self) -> Any:
         """The output head's matrix: the token embedding's own where there is no other."""
-        return self.matrix(Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING)
+        return self.matrix(
+            Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING
+        )
+
+    def names(self) -> dict[int, str]:
+        """The tensor's name for each matrix that was asked for, by the ``id`` of the backend's object."""
+        return {id(tensor.matrix): name for name, tensor in self._matrices.items()}
 
     def pack(self) -> None:
         """Packs every matrix that was asked for."""

@@ -1,17 +1,28 @@
-"""Judging files: whether one is whole, and how far its weights are from those it was made of.
+"""Judging files and measuring models.
 
->>> from azquant.evaluate import verify
+Whether a file is whole and how far its weights are from those it was made of (:func:`verify`); perplexity and
+divergence from another model (:func:`evaluate`); importance matrices (:func:`collect_imatrix`).
+
+>>> from azquant.evaluate import evaluate, verify
 >>> report = verify("az-llm-q4_0.gguf", "az_llm_hf")
 """
 
+from azquant.evaluate.collect import collect_imatrix
 from azquant.evaluate.hashes import tensor_sha256
+from azquant.evaluate.perplexity import Divergence, Perplexity, evaluate
 from azquant.evaluate.picture import plot_file, plot_verification
+from azquant.evaluate.plot import plot_positions
 from azquant.evaluate.verify import TensorCheck, VerifyReport, verify
 
 __all__ = [
+    "Divergence",
+    "Perplexity",
     "TensorCheck",
     "VerifyReport",
+    "collect_imatrix",
+    "evaluate",
     "plot_file",
+    "plot_positions",
     "plot_verification",
     "tensor_sha256",
     "verify",

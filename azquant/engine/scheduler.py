@@ -1,0 +1,192 @@
+"""Continuous batching: one worker steps all requests of a model; they join and leave between steps."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import deque
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+
+from azquant.engine.request import Request
+from azquant.engine.session import STEP_TOKENS
+from azquant.engine.slots import Slots
+from azquant.errors import ArgumentError
+
+__all__ = ["MIXED_STEP_TOKENS", "Scheduler", "share_out"]
+
+MIXED_STEP_TOKENS = 64
+"""Most tokens in a step while some answers are being written: a long prompt then delays each next token of
+the others by a step of this size, not of STEP_TOKENS. The kernels are near their full speed from here on."""
+
+
+_schedulers: WeakSet[Scheduler] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Python must not end under a worker that computes."""
+    for scheduler in list(_schedulers):
+        scheduler.close()
+
+
+def _forget_all() -> None:
+    """After a fork there are no workers, and their locks may be held by nobody for ever."""
+    global _schedulers
+    _schedulers = WeakSet()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def share_out(waiting: list[int], budget: int) -> list[int]:
+    """How many of each request's ``waiting`` tokens (>= 1) go into a step of about ``budget`` tokens.
+
+    Everybody gets an equal share, and what the short ones leave goes to the longer ones: a request that
+    writes (1 token waiting) is in every step, a short prompt is soon done, and a long one always moves on.
+    """
+    shares = [0] * len(waiting)
+    left = budget
+    for place, i in enumerate(sorted(range(len(waiting)), key=waiting.__getitem__)):
+        shares[i] = min(waiting[i], max(1, left // (len(waiting) - place)))
+        left = max(0, left - shares[i])
+    return shares
+
+
+class Scheduler:
+    """The requests of one model, and the thread that computes them.
+
+    ``program`` and ``kv`` (n_seq sequences of n_ctx positions) are used by the worker alone. The worker lives
+    as long as there are requests; nothing of it is left while the model is idle, so an idle model can be
+    forked, dropped, and outlived by nothing.
+    """
+
+    def __init__(self, program: Any, kv: Any, compute: str) -> None:
+        self._program, self._kv, self._compute = program, kv, compute
+        self._slots = Slots(kv.n_seq, kv.n_ctx, kv.copy)
+        self._lock = threading.Lock()  # guards the next three
+        self._pending: deque[Request] = deque()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self._active: list[Request] = []  # the worker's
+        _schedulers.add(self)
+
+    @property
+    def n_ctx(self) -> int:
+        """Most positions of a request."""
+        n: int = self._kv.n_ctx
+        return n
+
+    def submit(self, *requests: Request) -> None:
+        """Queues requests; all of them are there before the next step begins."""
+        with self._lock:
+            if self._closed:
+                raise ArgumentError("the model was closed; load it again")
+            self._pending.extend(requests)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._run, name="azquant-scheduler", daemon=True)
+                self._worker.start()
+
+    def close(self) -> None:
+        """Cancels every request and waits until the worker has ended (the step it is in, at most)."""
+        with self._lock:
+            self._closed = True
+            worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join()
+
+    # ---- the worker ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._admit():
+                self._step()
+        except BaseException as error:  # nobody may wait forever, whatever happened
+            with self._lock:
+                stranded = [*self._active, *self._pending]
+                for request in self._active:
+                    self._leave(request)
+                self._active = []
+                self._pending.clear()
+                self._worker = None
+            for request in stranded:
+                request.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _admit(self) -> bool:
+        """Lets cancelled requests go and waiting ones in. False, with the worker gone, when none is left."""
+        for request in self._active:
+            if request.cancelled or self._closed:
+                self._leave(request)
+                request.finish("cancelled")
+        self._active = [request for request in self._active if request.slot is not None]
+        dropped: list[Request] = []
+        entering: list[Request] = []
+        with self._lock:
+            for request in list(self._pending):
+                if request.cancelled or self._closed:
+                    dropped.append(request)
+                elif len(entering) < self._slots.free():
+                    entering.append(request)
+                else:
+                    break
+            for _ in (*dropped, *entering):
+                self._pending.popleft()
+            if not self._active and not entering and not self._pending:
+                self._worker = None
+        for request in dropped:
+            request.finish("cancelled")
+        for request in entering:
+            request.slot = self._slots.take(request.prompt)
+            request.cached = request.slot.length
+            request.waiting = request.prompt[request.cached :]
+            self._active.append(request)
+        return bool(self._active)
+
+    def _step(self) -> None:
+        """Computes the next tokens of every request, and chooses one for each whose tokens are all in."""
+        writing = sum(len(request.waiting) == 1 for request in self._active)
+        budget = STEP_TOKENS if not writing else max(MIXED_STEP_TOKENS, 2 * writing)
+        shares = share_out([len(request.waiting) for request in self._active], budget)
+        parts, sequences, positions = [], [], []
+        for request, share in zip(self._active, shares, strict=True):
+            assert request.slot is not None
+            parts.append(request.waiting[:share])
+            sequences.append(np.full(share, request.slot.index, dtype=np.int32))
+            positions.append(np.arange(request.slot.length, request.slot.length + share, dtype=np.int32))
+        ready = [share == len(request.waiting) for request, share in zip(self._active, shares, strict=True)]
+        rows = np.cumsum(shares)[ready] - 1
+        logits = self._program.step(
+            self._kv,
+            self._compute,
+            np.concatenate(parts),
+            np.concatenate(sequences),
+            np.concatenate(positions),
+            rows,
+        )
+        row = 0
+        for request, part, is_ready in zip(self._active, parts, ready, strict=True):
+            assert request.slot is not None
+            request.slot.extend(part)
+            request.waiting = request.waiting[len(part) :]
+            if is_ready:
+                self._advance(request, logits[row])
+                row += 1
+
+    def _advance(self, request: Request, logits: Any) -> None:
+        try:
+            request.advance(logits, self.n_ctx)
+        except Exception as error:  # this request's own: a forbidden vocabulary, a token without text
+            request.fail(error)
+        if request.done:
+            self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        if request.slot is not None:
+            self._slots.give_back(request.slot)
+            request.slot = None

@@ -1,0 +1,80 @@
+"""The places of a KV cache, and what of a prompt they hold already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Slot", "Slots"]
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass
+class Slot:
+    """One sequence of the cache: the tokens whose keys and values stand at its positions 0 .. length - 1."""
+
+    index: int
+    tokens: Ints
+    length: int = 0
+    busy: bool = False
+    last_used: int = field(default=0)
+
+    def extend(self, tokens: Ints) -> None:
+        """Notes tokens that were computed at the next positions."""
+        self.tokens[self.length : self.length + len(tokens)] = tokens
+        self.length += len(tokens)
+
+    def common(self, prompt: Ints) -> int:
+        """How many tokens at its start ``prompt`` shares with this slot."""
+        n = min(self.length, len(prompt))
+        differing = np.flatnonzero(self.tokens[:n] != prompt[:n])
+        return int(differing[0]) if len(differing) else n
+
+
+class Slots:
+    """Hands out slots so that as much of a prompt as possible need not be computed again.
+
+    ``copy(source, target, n)`` copies the first n positions of one sequence of the cache into another.
+    """
+
+    def __init__(self, n_seq: int, n_ctx: int, copy: Callable[[int, int, int], None]) -> None:
+        self._slots = [Slot(i, np.empty(n_ctx, dtype=np.int32)) for i in range(n_seq)]
+        self._copy = copy
+        self._clock = 0
+
+    def free(self) -> int:
+        """Slots that nobody uses."""
+        return sum(not slot.busy for slot in self._slots)
+
+    def take(self, prompt: Ints) -> Slot:
+        """A free slot, its length set to what it holds of ``prompt``, all but the last token at most.
+
+        The longest common start with any slot counts, busy ones too: what they hold only grows. A free slot
+        that shares at least half of what it holds is used in place; else the start is copied into the slot
+        that was given back longest ago, so that one short common start does not cost another conversation.
+        """
+        wanted = prompt[:-1]
+        idle = [slot for slot in self._slots if not slot.busy]
+        best = max(self._slots, key=lambda slot: (slot.common(wanted), not slot.busy, -slot.index))
+        shared = best.common(wanted)
+        if not best.busy and shared and 2 * shared >= best.length:
+            slot = best
+        else:
+            slot = min(idle, key=lambda slot: (slot.length > 0, slot.last_used, slot.index))
+            if slot is not best and shared:
+                slot.length = 0
+                self._copy(best.index, slot.index, shared)
+                slot.tokens[:shared] = wanted[:shared]
+        slot.length = shared
+        slot.busy = True
+        return slot
+
+    def give_back(self, slot: Slot) -> None:
+        """Frees a slot; what it holds stays for a later prompt."""
+        self._clock += 1
+        slot.last_used = self._clock
+        slot.busy = False
