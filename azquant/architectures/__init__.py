@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from azquant.architectures.base import Architecture, TensorRule
+from azquant.architectures.falcon import FALCON
+from azquant.architectures.gemma import GEMMA2, GEMMA3
 from azquant.architectures.gpt2 import GPT2, GPT2Config
+from azquant.architectures.gptneox import GPTNEOX
+from azquant.architectures.granite import GRANITE
 from azquant.architectures.llama import LLAMA, LlamaConfig
+from azquant.architectures.olmo2 import OLMO2
+from azquant.architectures.phi3 import PHI3
+from azquant.architectures.qwen import QWEN2, QWEN3
+from azquant.architectures.starcoder2 import STARCODER2
 from azquant.errors import ConversionError, ModelError, UnsupportedArchitectureError
 
 __all__ = [
@@ -20,7 +28,21 @@ __all__ = [
     "architecture_of_gguf",
 ]
 
-ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in (GPT2, LLAMA)}
+_ALL: tuple[Architecture[Any], ...] = (
+    GPT2,
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    GPTNEOX,
+    STARCODER2,
+    OLMO2,
+    GRANITE,
+    FALCON,
+)
+ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in _ALL}
 """Every known architecture by its ``general.architecture`` name."""
 
 _BY_HF_NAME = {name: item for item in ARCHITECTURES.values() for name in item.hf_names}

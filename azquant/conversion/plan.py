@@ -79,13 +79,21 @@ def make_plan(
     rules = architecture.rules(config)
     head = next(rule for rule in rules if rule.name == architecture.HEAD)
     embedding = next(rule for rule in rules if rule.name == architecture.EMBEDDING)
-    warnings: list[str] = []
+    warnings = list(config.warnings)
     notes = list(config.notes)
 
     sources = dict(tensors)
     if config.tied and embedding.source not in sources and head.source in sources:
         sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
     separate = _has_own_head(config, sources.get(embedding.source), sources.get(head.source), warnings, notes)
+    if separate and architecture.head == "tied":
+        raise ConversionError(
+            f"{_files(checkpoint)}: {head.source} is not the embedding, but GGUF's {architecture.name} has no "
+            "separate output head"
+        )
+    if not separate and architecture.head == "required" and embedding.source in sources:
+        sources[head.source], separate = sources[embedding.source], True
+        notes.append(f"the embedding is stored twice: llama.cpp's {architecture.name} needs output.weight")
 
     planned: list[PlannedTensor] = []
     used = {head.source, embedding.source}
