@@ -46,6 +46,7 @@ ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in _ALL}
 """Every known architecture by its ``general.architecture`` name."""
 
 _BY_HF_NAME = {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
+_BY_TYPE = {name: item for item in ARCHITECTURES.values() for name in (item.name, *item.model_types)}
 
 
 def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
@@ -69,8 +70,8 @@ def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
                 "config.json: neither architectures nor model_type says what model this is; "
                 f"known are {', '.join(_BY_HF_NAME)}"
             )
-        if isinstance(model_type, str) and model_type in ARCHITECTURES:
-            return ARCHITECTURES[model_type]
+        if isinstance(model_type, str) and model_type in _BY_TYPE:
+            return _BY_TYPE[model_type]
         found = str(model_type)
     raise UnsupportedArchitectureError(
         f"config.json: architecture {found:.80} is not supported; known are {', '.join(_BY_HF_NAME)}"

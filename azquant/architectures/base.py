@@ -266,6 +266,8 @@ class Architecture(Generic[ConfigT]):
     """The op list that runs a model with this config on these weights."""
     hf_sizes: tuple[str, ...]
     """Keys of ``config.json`` that decide shapes, for messages."""
+    model_types: tuple[str, ...] = ()
+    """What ``model_type`` of ``config.json`` may be besides ``name``."""
     harmless: tuple[re.Pattern[str], ...] = ()
     """Names (without prefix) of buffers that carry no weights and are left out."""
     head: Literal["optional", "required", "tied"] = "optional"

@@ -128,6 +128,7 @@ def _program(config: FalconConfig, weights: Weights) -> ProgramSpec[Any]:
 FALCON = Architecture(
     name="falcon",
     hf_names=("FalconForCausalLM", "RWForCausalLM"),
+    model_types=("RefinedWeb", "RefinedWebModel"),
     config=FalconConfig,
     rules=_rules,
     program=_program,

@@ -172,7 +172,6 @@ def _refuse(fields: Fields, name: str) -> None:
         hidden_activation=("gelu_pytorch_tanh", "gelu_new"),
         attention_bias=False,
         use_bidirectional_attention=False,
-        tie_word_embeddings=True,
     )
 
 
@@ -290,11 +289,11 @@ GEMMA2 = Architecture(
 GEMMA3 = Architecture(
     name="gemma3",
     hf_names=("Gemma3ForCausalLM",),
+    model_types=("gemma3_text",),
     config=Gemma3Config,
     rules=_rules,
     program=_program,
     prefixes=("model.", ""),
     hf_sizes=DECODER_SIZES,
     harmless=(INV_FREQ,),
-    head="tied",
 )

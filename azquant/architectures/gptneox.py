@@ -105,6 +105,7 @@ def _program(config: GPTNeoXConfig, weights: Weights) -> ProgramSpec[Any]:
 GPTNEOX = Architecture(
     name="gptneox",
     hf_names=("GPTNeoXForCausalLM",),
+    model_types=("gpt_neox",),
     config=GPTNeoXConfig,
     rules=_rules,
     program=_program,

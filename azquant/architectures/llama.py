@@ -155,6 +155,7 @@ def _program(config: LlamaConfig, weights: Weights) -> ProgramSpec[Any]:
 LLAMA = Architecture(
     name="llama",
     hf_names=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+    model_types=("mistral",),
     config=LlamaConfig,
     rules=_rules,
     program=_program,
