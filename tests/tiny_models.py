@@ -174,9 +174,7 @@ def build(name: str) -> Any:
     config_class = getattr(transformers, f"{stem}TextConfig" if stem == "Gemma3" else f"{stem}Config")
     suffix = "LMHeadModel" if stem == "GPT2" else "ForCausalLM"
     ids = {"bos_token_id": VOCAB_SIZE - 1, "eos_token_id": VOCAB_SIZE - 1}
-    config = config_class(
-        vocab_size=VOCAB_SIZE, attn_implementation="eager", **{**sizes, **ids, **options}
-    )
+    config = config_class(vocab_size=VOCAB_SIZE, attn_implementation="eager", **{**sizes, **ids, **options})
     model = getattr(transformers, stem + suffix)(config)
     with torch.no_grad():
         for key, parameter in model.named_parameters():  # no bias left at zero, no norm at one

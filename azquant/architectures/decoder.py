@@ -234,7 +234,9 @@ def read_gguf(
     else:
         head_dim = fields.divides(heads, "attention.head_count", width, "embedding_length")
     if fields.integer("attention.value_length", default=head_dim) != head_dim:
-        fields.fail(f"{fields.prefix}attention.value_length differs from the key length, which is not supported")
+        fields.fail(
+            f"{fields.prefix}attention.value_length differs from the key length, which is not supported"
+        )
     turned = fields.integer("rope.dimension_count", default=head_dim)
     if turned % 2 or turned > head_dim:
         fields.fail(
@@ -258,9 +260,7 @@ def read_gguf(
         "head_dim": head_dim,
         "norm_epsilon": fields.number(epsilon),
         "rope_dimension": turned,
-        "rope": Rope(
-            fields.number("rope.freq_base", default=10000.0), scale if scaling == "linear" else 1.0
-        ),
+        "rope": Rope(fields.number("rope.freq_base", default=10000.0), scale if scaling == "linear" else 1.0),
     }
 
 

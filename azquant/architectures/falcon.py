@@ -50,7 +50,9 @@ class FalconConfig(DecoderConfig):
             heads_kv = fields.integer("num_kv_heads", "n_head_kv", default=heads)
         fields.divides(heads_kv, "num_kv_heads", heads, "num_attention_heads")
         if not grouped and heads_kv not in (1, heads):
-            fields.fail(f"num_kv_heads is {heads_kv}, but without new_decoder_architecture it must be {heads}")
+            fields.fail(
+                f"num_kv_heads is {heads_kv}, but without new_decoder_architecture it must be {heads}"
+            )
         return cls(
             vocab_size=fields.integer("vocab_size"),
             context_length=fields.integer("max_position_embeddings", default=2048),

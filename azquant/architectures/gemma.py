@@ -97,7 +97,9 @@ class Gemma2Config(DecoderConfig):
         """What the conversion changes beyond renaming, for the report."""
         if self.query_factor == 1.0:
             return ()
-        return (f"query_pre_attn_scalar {self.query_scalar:g}: queries multiplied by {self.query_factor:.6g}",)
+        return (
+            f"query_pre_attn_scalar {self.query_scalar:g}: queries multiplied by {self.query_factor:.6g}",
+        )
 
     def own_metadata(self) -> dict[str, MetadataValue]:
         """Soft-caps and sliding windows."""
@@ -204,9 +206,13 @@ def _ropes(fields: Fields) -> tuple[Rope, Rope]:
             for section, base in zip(sections, (1e6, 1e4), strict=True)
         )
         if local.scale != 1.0:
-            both.fail("sliding_attention is scaled, but GGUF's gemma3 scales only the layers without a window")
+            both.fail(
+                "sliding_attention is scaled, but GGUF's gemma3 scales only the layers without a window"
+            )
         return whole, local
-    return hf_rope(fields, 2, kinds, default_base=1e6), Rope(fields.number("rope_local_base_freq", default=1e4))
+    return hf_rope(fields, 2, kinds, default_base=1e6), Rope(
+        fields.number("rope_local_base_freq", default=1e4)
+    )
 
 
 def _block(config: Gemma2Config, i: int) -> list[TensorRule]:

@@ -79,9 +79,7 @@ def _block(config: Qwen2Config, i: int) -> list[TensorRule]:
     biased = config.NAME == "qwen2"
     rules = [
         *norm_rules(f"{blk}.attn_norm", width, f"{layer}.input_layernorm"),
-        *linear_rules(
-            f"{blk}.attn_q", (config.query_rows, width), f"{layer}.self_attn.q_proj", bias=biased
-        ),
+        *linear_rules(f"{blk}.attn_q", (config.query_rows, width), f"{layer}.self_attn.q_proj", bias=biased),
         *linear_rules(f"{blk}.attn_k", (config.kv_rows, width), f"{layer}.self_attn.k_proj", bias=biased),
         *linear_rules(f"{blk}.attn_v", (config.kv_rows, width), f"{layer}.self_attn.v_proj", bias=biased),
         *linear_rules(f"{blk}.attn_output", (width, config.query_rows), f"{layer}.self_attn.o_proj"),

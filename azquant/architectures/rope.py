@@ -54,7 +54,9 @@ def hf_rope(
     base = (rope if rope.has(*base_keys) else fields).number(*base_keys, default=default_base)
     for part in (rope, fields):
         if not partial and part.number("partial_rotary_factor", default=1.0) != 1.0:
-            part.fail("partial_rotary_factor is not 1, but GGUF's graph of this architecture turns whole heads")
+            part.fail(
+                "partial_rotary_factor is not 1, but GGUF's graph of this architecture turns whole heads"
+            )
     kind = "default" if rope is fields else rope.text("rope_type", "type", default="default")
     if kind not in kinds:
         rope.fail(f"RoPE scaling of type {kind!r} is not supported; known are {', '.join(kinds)}")
