@@ -81,7 +81,7 @@ MORE_KEYS = {
     "rope.freq_base",  # llama.cpp's converter forgets it for gptneox, falcon, gemma2
     "attention.head_count_kv",
     "attention.sliding_window",  # honoured by azquant where llama.cpp has none
-    "attention.sliding_window_pattern",  # layer_types away from the default, which llama.cpp's converter ignores
+    "attention.sliding_window_pattern",  # layer_types, which llama.cpp's converter ignores
     "hidden_activation",  # the exact GELU, which llama.cpp approximates
     "rope.scaling.type",  # gptneox, falcon, gemma2, phi3: ignored by llama.cpp's converter
     "rope.scaling.factor",

@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture, as transformers builds and saves them, flags away from defaults."""
+"""Tiny random models of every architecture, as transformers saves them, with flags away from defaults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ WINDOW = {"sliding_window": 16}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 16}
 GEMMA = {"head_dim": 24, "sliding_window": 16, "query_pre_attn_scalar": 10, "final_logit_softcapping": 5.0}
 GRANITE = {
-    "attention_multiplier": 0.4, "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "logits_scaling": 4.0,
+    "attention_multiplier": 0.4, "embedding_multiplier": 6.0, "residual_multiplier": 0.3,
+    "logits_scaling": 4.0,
 }  # fmt: skip
 
 # name: (class name without ForCausalLM, window, options). Texts longer than the window tell whether it is

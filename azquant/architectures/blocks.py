@@ -126,7 +126,7 @@ class DecoderProgram:
         self.b.rope(self.query, heads, self._config.head_dim, chosen, neox=self._neox, scale=scale)
 
     def attend(self, layer: int, *, scale: float | None = None, softcap: float = 0.0) -> None:
-        """attended = attention of the queries over the layer's cache; scale 1/sqrt(head size) if not given."""
+        """attended = attention of the queries over the layer's cache; scale 1/sqrt(head size) by default."""
         c = self._config
         self.b.attention(
             self.attended,

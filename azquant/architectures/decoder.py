@@ -27,7 +27,7 @@ __all__ = [
 RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 LAYER_EPSILON = "attention.layer_norm_epsilon"
 
-# Keys of GGUF files that change what is computed; an architecture honours those it names, the rest are refused.
+# Keys that change what is computed; an architecture honours those it names, the rest are refused.
 _COMPUTING_KEYS = (
     "attention.causal",
     "attention.clamp_kqv",
@@ -69,7 +69,7 @@ class DecoderConfig:
     tied: bool | None = None
     """Whether the embedding is also the output head; ``None`` when only the tensors tell."""
     windows: tuple[int, ...] = ()
-    """Positions that a token sees in each layer, its own included, 0 for all; empty for all in every layer."""
+    """Positions that a token sees in each layer, its own included; 0 for all, empty for all everywhere."""
 
     @property
     def query_rows(self) -> int:

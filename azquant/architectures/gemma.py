@@ -1,4 +1,4 @@
-"""Gemma 2 and 3, text: norms before and after each sublayer, scaled embedding, sliding windows, tanh-GELU gate.
+"""Gemma 2 and 3, text: norms before and after sublayers, scaled embedding, sliding windows, GELU gate.
 
 Checkpoints hold norm weights less one; GGUF holds them whole. llama.cpp fixes the scale of the scores by the
 model's size (1/sqrt(head size), and 1/sqrt(width per head) in the 27B models); a ``query_pre_attn_scalar``

@@ -1,4 +1,4 @@
-"""Granite 3: Llama with four multipliers, of the embedding, the scores, each sublayer's sum, and the logits."""
+"""Granite 3: Llama with four multipliers, of the embedding, the scores, each sublayer's share, the logits."""
 
 from __future__ import annotations
 

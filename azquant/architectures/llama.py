@@ -99,8 +99,8 @@ def window_warning(config: DecoderConfig) -> tuple[str, ...]:
     if not config.windows:
         return ()
     return (
-        f"sliding_window is {max(config.windows)}: azquant honours it, but llama.cpp's {config.NAME} lets every "
-        f"token see all others, so beyond {max(config.windows)} tokens their answers differ",
+        f"sliding_window is {max(config.windows)}: azquant honours it, but llama.cpp's {config.NAME} lets "
+        f"every token see all before it, so beyond {max(config.windows)} tokens their answers differ",
     )
 
 

@@ -128,7 +128,7 @@ QWEN2 = Architecture(
     harmless=(INV_FREQ,),
 )
 
-QWEN3 = Architecture(
+QWEN3: Architecture[Any] = Architecture(
     name="qwen3",
     hf_names=("Qwen3ForCausalLM", "Qwen3Model"),
     config=Qwen3Config,

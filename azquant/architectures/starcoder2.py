@@ -1,7 +1,7 @@
 """StarCoder 2: LayerNorm, biases everywhere, GELU without a gate, RoPE over halves, grouped queries.
 
-llama.cpp needs every bias; a checkpoint without (``use_bias`` false) gets zeros. Its sliding window is written
-and honoured by azquant; llama.cpp has none here.
+llama.cpp needs every bias; a checkpoint without (``use_bias`` false) gets zeros. Its sliding window is
+written and honoured by azquant; llama.cpp has none here.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def convert(
     total)`` is told the bytes of the file written so far.
 
     Raises InputFileError, CheckpointError, ConversionError (UnsupportedArchitectureError for a model that
-    azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError, ArgumentError or OutputError;
+    azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError, ArgumentError, OutputError;
     each message names the file, key or tensor at fault.
     """
     wanted = target_type(type)

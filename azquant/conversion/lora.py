@@ -1,9 +1,9 @@
 """LoRA adapters of PEFT, merged into the weights on their way to the file, in float32.
 
-An adapter folder holds adapter_config.json and adapter_model.safetensors (or .bin). For each adapted module it
-has A (r, in) and B (out, r); the merged weight is W + scale · B · A, with scale = alpha / r, or alpha / sqrt(r)
-for rank-stabilized adapters. GPT-2's Conv1D stores W as (in, out) (``fan_in_fan_out``): there the product is
-transposed. One band of rows is merged at a time.
+An adapter folder holds adapter_config.json and adapter_model.safetensors (or .bin). For each adapted module
+it has A (r, in) and B (out, r); the merged weight is W + scale · B · A, with scale = alpha / r, or
+alpha / sqrt(r) for rank-stabilized adapters. GPT-2's Conv1D stores W as (in, out) (``fan_in_fan_out``): there
+the product is transposed. One band of rows is merged at a time.
 
 Source: the formats as PEFT 0.17 writes them; Hu et al., arXiv 2106.09685.
 """
@@ -38,8 +38,8 @@ _EMBEDDING_KEY = re.compile(
 )
 # What makes a LoRA into something else; a value that is false, empty or absent is plain LoRA.
 _REFUSED = (
-    "use_dora", "modules_to_save", "layer_replication", "megatron_config", "trainable_token_indices", "use_qalora",
-    "target_parameters", "alora_invocation_tokens", "corda_config", "arrow_config",
+    "use_dora", "modules_to_save", "layer_replication", "megatron_config", "trainable_token_indices",
+    "use_qalora", "target_parameters", "alora_invocation_tokens", "corda_config", "arrow_config",
 )  # fmt: skip
 
 
@@ -56,7 +56,8 @@ class MergedTensor:
 
     def __init__(self, base: LazyTensor, pair: _Pair, *, transposed: bool) -> None:
         self._base, self._transposed = base, transposed
-        self._left, self._right = (pair.a.T, pair.b.T) if transposed else (pair.b, pair.a)
+        self._left: Floats = pair.a.T if transposed else pair.b
+        self._right: Floats = pair.b.T if transposed else pair.a
         self.name, self.shape, self.dtype = base.name, base.shape, base.dtype
         self.file: Path = base.file
         self.nbytes = base.nbytes
@@ -169,7 +170,7 @@ class Adapter:
         name = f"{module}.weight"
         if name in tensors:
             return name
-        # Checkpoints of the bare model lack the prefix that the adapter's modules have, and the other way round.
+        # Checkpoints of the bare model lack the prefix that the adapter's modules have, or have one more.
         _, _, short = name.partition(".")
         ends = [key for key in tensors if key == short or key.endswith(f".{name}")]
         if len(ends) != 1:

@@ -101,7 +101,7 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
 
 
 def source_metadata(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, MetadataValue]:
-    """The names and SHA-256 of the files that were converted: what ``sha256sum`` prints, and the Hub shows."""
+    """The names and SHA-256 of the files that were converted: what ``sha256sum`` and the Hub show."""
     return {
         "azquant.source.files": keys.array(ValueType.STRING, [path.name for path in files]),
         "azquant.source.sha256": keys.array(ValueType.STRING, list(hashes)),

@@ -25,23 +25,24 @@ DEFAULT_TEMPERATURE = 0.8
 
 BARE = "{{ .Prompt }}"
 
-# Chat formats: what tells one in a Jinja template, the same as Ollama's (Go) template, and where answers stop.
+# Chat formats: what tells one in a Jinja template, the same as Ollama's (Go) template, and where it stops.
 _CHATS: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     (
         ("<|im_start|>", "<|im_end|>"),
-        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+        "<|im_start|>assistant\n",
         ("<|im_start|>", "<|im_end|>"),
     ),
     (
         ("<|start_header_id|>", "<|eot_id|>"),
-        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>"
+        "{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     (
         ("<start_of_turn>", "<end_of_turn>"),
-        '{{ range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}user{{ end }}\n'
-        "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
+        '{{ range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}user'
+        "{{ end }}\n{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
         ("<start_of_turn>", "<end_of_turn>"),
     ),
     (
@@ -51,8 +52,8 @@ _CHATS: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
     ),
     (
         ("[INST]", "[/INST]"),
-        '{{ range .Messages }}{{ if eq .Role "assistant" }} {{ .Content }}</s>{{ else }}[INST] {{ .Content }} '
-        "[/INST]{{ end }}{{ end }}",
+        '{{ range .Messages }}{{ if eq .Role "assistant" }} {{ .Content }}</s>{{ else }}[INST] '
+        "{{ .Content }} [/INST]{{ end }}{{ end }}",
         ("[INST]", "[/INST]"),
     ),
 )
@@ -145,7 +146,7 @@ def write_modelfile(
     num_ctx: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the Modelfile of the GGUF file ``gguf``, as ``Modelfile`` beside it unless ``path`` says otherwise.
+    """Write the Modelfile of the GGUF file ``gguf``, as ``Modelfile`` beside it or at ``path``.
 
     ``ollama create <name> -f Modelfile`` then makes the model. Raises GGUFError, InputFileError, and what
     :func:`modelfile_text` raises; OutputError when the file is there already, unless ``overwrite``.
@@ -166,7 +167,7 @@ def write_modelfile(
 
 
 def check_for_ollama(path: str | PathLike[str]) -> list[str]:
-    """What ``ollama create`` and ``ollama run`` would stumble over in a GGUF file; empty when nothing is known.
+    """What ``ollama create`` and ``ollama run`` would stumble over in a GGUF file; empty if nothing is known.
 
     Each entry names the key or tensor and what goes wrong there. A file that is no GGUF file at all gives one
     entry. Raises InputFileError for one that cannot be read.

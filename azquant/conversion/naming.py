@@ -22,7 +22,7 @@ _VERSION = re.compile(r"v?(\d+(?:\.\d+)*)", re.IGNORECASE)
 
 
 def check_version(version: str) -> str:
-    """``version`` as the convention writes it (``v1.1``, also from ``1.1``). Raises ArgumentError if it is none."""
+    """``version`` as the convention writes it (``v1.1``, also from ``1.1``). Raises ArgumentError."""
     match = _VERSION.fullmatch(version.strip())
     if match is None:
         raise ArgumentError(f"version {version!r:.60} is none: it must be numbers with dots, as in v1.1")
@@ -48,7 +48,7 @@ def default_file_name(metadata: Mapping[str, MetadataValue], type_: GGMLType) ->
 
 
 def output_path(destination: Path | None, metadata: Mapping[str, MetadataValue], type_: GGMLType) -> Path:
-    """``destination``, or in the folder it is (the current one if there is none) a file of the default name."""
+    """``destination``, or in the folder it is (the current one for None) a file of the default name."""
     if destination is None or destination.is_dir():
         return (destination or Path()) / default_file_name(metadata, type_)
     return destination

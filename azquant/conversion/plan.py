@@ -80,7 +80,8 @@ def make_plan(
 ) -> Plan:
     """Match every rule of ``architecture`` with a tensor of ``checkpoint`` and choose its type.
 
-    With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that is missing, left over, of the wrong shape or not of floats.
+    With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that
+    is missing, left over, of the wrong shape or not of floats.
     """
     merged: Mapping[str, Source] = adapter.merge(checkpoint.tensors) if adapter else checkpoint.tensors
     prefix, tensors = _without_prefix(architecture, checkpoint, merged)
@@ -93,7 +94,8 @@ def make_plan(
     sources = dict(tensors)
     if config.tied and embedding.source not in sources and head.source in sources:
         sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
-    separate = _has_own_head(config, sources.get(embedding.source), sources.get(head.source), warnings, notes)
+    ends = sources.get(embedding.source), sources.get(head.source)
+    separate = _has_own_head(config, *ends, warnings, notes)
     if separate and architecture.head == "tied":
         raise ConversionError(
             f"{_files(checkpoint)}: {head.source} is not the embedding, but GGUF's {architecture.name} has no "

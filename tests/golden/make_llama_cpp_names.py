@@ -3,9 +3,9 @@
     AZQUANT_LLAMA_CPP=<a checkout of llama.cpp> python tests/golden/make_llama_cpp_names.py
 
 The converter runs as it is, but for two things. Every model has the same byte-level tokenizer, which it would
-refuse because it does not know its hash. And keys of config.json that it reads, but that transformers writes
-no more or elsewhere, are put back (OLD_KEYS); without them it ends with a KeyError. Hashes are left out (null)
-where the converter ignores a flag of the config that changes the tensor.
+refuse because it does not know its hash. And keys of config.json that it reads, but that transformers
+writes no more or elsewhere, are put back (OLD_KEYS); without them it ends with a KeyError. Hashes are left
+out (null) where the converter ignores a flag of the config that changes the tensor.
 """
 
 from __future__ import annotations
