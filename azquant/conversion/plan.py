@@ -98,8 +98,8 @@ def make_plan(
     separate = _has_own_head(config, *ends, warnings, notes)
     if separate and architecture.head == "tied":
         raise ConversionError(
-            f"{_files(checkpoint)}: {head.source} is not the embedding, but GGUF's {architecture.name} has no "
-            "separate output head"
+            f"{_files(checkpoint)}: {head.source} is not the embedding, but GGUF's {architecture.name} has "
+            "no separate output head"
         )
     if not separate and architecture.head == "required" and embedding.source in sources:
         sources[head.source], separate = sources[embedding.source], True
