@@ -169,10 +169,10 @@ def quantized(x: NDArray[np.float32], kind: str) -> bytes:
 _LLAMA_CPP = """
 import json, sys, urllib.request
 import xllamacpp
-path, *requests = json.load(sys.stdin)
+path, n_ctx, *requests = json.load(sys.stdin)
 parameters = xllamacpp.CommonParams()
 parameters.model.path = path
-parameters.n_ctx = 128
+parameters.n_ctx = n_ctx
 parameters.n_parallel = 1
 parameters.cpuparams.n_threads = 2
 parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -189,7 +189,7 @@ print("ANSWERS", json.dumps(answers))
 """
 
 
-def llama_cpp(path: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+def llama_cpp(path: Path, *requests: dict[str, Any], n_ctx: int = 128) -> list[dict[str, Any]]:
     """What llama.cpp's /completion endpoint answers with the model ``path``, greedily.
 
     In a process of its own: where llama.cpp cannot go on, it aborts.
@@ -197,7 +197,7 @@ def llama_cpp(path: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
     pytest.importorskip("xllamacpp")
     done = subprocess.run(
         [sys.executable, "-c", _LLAMA_CPP],
-        input=json.dumps([str(path), *requests]),
+        input=json.dumps([str(path), n_ctx, *requests]),
         capture_output=True,
         text=True,
         timeout=120,

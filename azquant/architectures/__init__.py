@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from azquant.architectures.base import Architecture, TensorRule
+from azquant.architectures.falcon import FALCON
+from azquant.architectures.gemma import GEMMA2, GEMMA3
 from azquant.architectures.gpt2 import GPT2, GPT2Config
+from azquant.architectures.gptneox import GPTNEOX
+from azquant.architectures.granite import GRANITE
 from azquant.architectures.llama import LLAMA, LlamaConfig
+from azquant.architectures.olmo2 import OLMO2
+from azquant.architectures.phi3 import PHI3
+from azquant.architectures.qwen import QWEN2, QWEN3
+from azquant.architectures.starcoder2 import STARCODER2
 from azquant.errors import ConversionError, ModelError, UnsupportedArchitectureError
 
 __all__ = [
@@ -20,10 +28,25 @@ __all__ = [
     "architecture_of_gguf",
 ]
 
-ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in (GPT2, LLAMA)}
+_ALL: tuple[Architecture[Any], ...] = (
+    GPT2,
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    GPTNEOX,
+    STARCODER2,
+    OLMO2,
+    GRANITE,
+    FALCON,
+)
+ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in _ALL}
 """Every known architecture by its ``general.architecture`` name."""
 
 _BY_HF_NAME = {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
+_BY_TYPE = {name: item for item in ARCHITECTURES.values() for name in (item.name, *item.model_types)}
 
 
 def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
@@ -47,8 +70,8 @@ def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
                 "config.json: neither architectures nor model_type says what model this is; "
                 f"known are {', '.join(_BY_HF_NAME)}"
             )
-        if isinstance(model_type, str) and model_type in ARCHITECTURES:
-            return ARCHITECTURES[model_type]
+        if isinstance(model_type, str) and model_type in _BY_TYPE:
+            return _BY_TYPE[model_type]
         found = str(model_type)
     raise UnsupportedArchitectureError(
         f"config.json: architecture {found:.80} is not supported; known are {', '.join(_BY_HF_NAME)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,12 @@ __all__ = [
     "ModelConfig",
     "RopeInterleave",
     "ScaleRows",
+    "Shift",
     "TensorRule",
     "TensorSource",
     "Transform",
     "Transpose",
+    "UngroupQKV",
     "Weights",
     "show_shape",
 ]
@@ -126,6 +128,45 @@ class ScaleRows:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Every element plus ``amount``, in float32: norms that multiply by 1 + weight."""
+
+    amount: float
+
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def bands(self, source: TensorSource, rows: int) -> Iterator[Float32]:
+        for band in Keep().bands(source, rows):
+            yield band + np.float32(self.amount)
+
+
+@dataclass(frozen=True)
+class UngroupQKV:
+    """A fused projection of ``groups`` x (queries, one key, one value) turned to all queries, keys, values.
+
+    Each group has ``queries`` heads of ``head_dim`` rows before its key head. Weights and biases alike.
+    """
+
+    groups: int
+    queries: int
+    head_dim: int
+
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def bands(self, source: TensorSource, rows: int) -> Iterator[Float32]:
+        each = self.queries + 2
+        heads = [group * each + i for group in range(self.groups) for i in range(self.queries)]
+        heads += [group * each + each - 2 for group in range(self.groups)]
+        heads += [group * each + each - 1 for group in range(self.groups)]
+        at_once = max(1, rows // self.head_dim)
+        for first in range(0, len(heads), at_once):
+            starts = [head * self.head_dim for head in heads[first : first + at_once]]
+            yield np.concatenate([source.read_f32(start, start + self.head_dim) for start in starts])
+
+
+@dataclass(frozen=True)
 class Constant:
     """A vector that no checkpoint holds: ``values``, computed from the config; empty if there is none."""
 
@@ -165,6 +206,10 @@ class ModelConfig(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the conversion changes beyond renaming, for the report."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What llama.cpp will compute otherwise than this config says."""
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
@@ -221,8 +266,12 @@ class Architecture(Generic[ConfigT]):
     """The op list that runs a model with this config on these weights."""
     hf_sizes: tuple[str, ...]
     """Keys of ``config.json`` that decide shapes, for messages."""
+    model_types: tuple[str, ...] = ()
+    """What ``model_type`` of ``config.json`` may be besides ``name``."""
     harmless: tuple[re.Pattern[str], ...] = ()
     """Names (without prefix) of buffers that carry no weights and are left out."""
+    head: Literal["optional", "required", "tied"] = "optional"
+    """Whether llama.cpp takes the embedding for a head that is not there, asks for one, or knows none."""
 
     EMBEDDING: ClassVar[str] = "token_embd.weight"
     HEAD: ClassVar[str] = "output.weight"

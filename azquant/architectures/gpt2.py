@@ -112,6 +112,11 @@ class GPT2Config:
             notes.append("scale_attn_by_inverse_layer_idx: query weights of layer i divided by i + 1")
         return tuple(notes)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What llama.cpp will compute otherwise than this config says: nothing."""
+        return ()
+
     def query_factor(self, layer: int) -> float:
         """What the query rows of ``layer`` are multiplied by, so that 1/sqrt(head size) is the scale left."""
         factor = 1.0 if self.scale_by_head else math.sqrt(self.head_dim)

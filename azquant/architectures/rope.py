@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from azquant.architectures.fields import Fields
 
-__all__ = ["Rope", "hf_rope"]
+__all__ = ["Rope", "frequencies", "hf_rope"]
 
 
 @dataclass(frozen=True)
@@ -22,25 +26,45 @@ class Rope:
     """What each pair's frequency is divided by; empty for none. In GGUF, ``rope_freqs.weight``."""
 
 
-def hf_rope(fields: Fields, head_dim: int) -> Rope:
-    """The RoPE of a config whose heads turn whole. Raises ConversionError for kinds that GGUF's llama lacks.
+def frequencies(
+    rope: Rope, dimension: int, divisors: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Radians per position of each of the ``dimension / 2`` rotated pairs."""
+    pairs = np.arange(0, dimension, 2, dtype=np.float64)
+    turns = rope.base ** (-pairs / dimension) / rope.scale
+    return (turns if divisors is None else turns / divisors).astype(np.float32)
 
+
+def hf_rope(
+    fields: Fields,
+    head_dim: int,
+    kinds: Sequence[str] = ("default", "linear"),
+    *,
+    partial: bool = False,
+    default_base: float = 10000.0,
+) -> Rope:
+    """The RoPE of a config whose heads turn ``head_dim`` elements. ``kinds``: the scalings GGUF has for it.
+
+    Raises ConversionError for other kinds, and, unless ``partial``, for heads that turn in part.
     transformers 5 gathers everything in ``rope_parameters``; before, ``rope_theta`` stood beside
     ``rope_scaling``.
     """
     rope = fields.section("rope_parameters", "rope_scaling") or fields
-    base = (rope if rope.has("rope_theta") else fields).number("rope_theta", default=10000.0)
+    base_keys = ("rope_theta", "rotary_emb_base")
+    base = (rope if rope.has(*base_keys) else fields).number(*base_keys, default=default_base)
     for part in (rope, fields):
-        if part.number("partial_rotary_factor", default=1.0) != 1.0:
-            part.fail("partial_rotary_factor is not 1, but GGUF's llama turns whole heads")
+        if not partial and part.number("partial_rotary_factor", default=1.0) != 1.0:
+            part.fail(
+                "partial_rotary_factor is not 1, but GGUF's graph of this architecture turns whole heads"
+            )
     kind = "default" if rope is fields else rope.text("rope_type", "type", default="default")
-    if kind == "default":
-        return Rope(base)
+    if kind not in kinds:
+        rope.fail(f"RoPE scaling of type {kind!r} is not supported; known are {', '.join(kinds)}")
     if kind == "linear":
         return Rope(base, scale=rope.number("factor"))
-    if kind != "llama3":
-        rope.fail(f"RoPE scaling of type {kind!r} is not supported; known are default, linear and llama3")
-    return Rope(base, divisors=_llama3_divisors(rope, base, head_dim))
+    if kind == "llama3":
+        return Rope(base, divisors=_llama3_divisors(rope, base, head_dim))
+    return Rope(base)
 
 
 def _llama3_divisors(rope: Fields, base: float, head_dim: int) -> tuple[float, ...]:

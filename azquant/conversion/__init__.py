@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from azquant.architectures import architecture_of_config
 from azquant.checkpoint import Checkpoint, open_checkpoint
-from azquant.conversion.metadata import general_metadata
+from azquant.conversion.lora import open_adapter
+from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
+from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
+from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan, target_type
 from azquant.conversion.report import ConversionReport, TensorRow
 from azquant.conversion.tokenizer import tokenizer_metadata
@@ -19,14 +23,24 @@ from azquant.errors import ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, check_output, write_gguf
 from azquant.types import GGMLType
 
-__all__ = ["CONVERT_TYPES", "ConversionReport", "TensorRow", "convert"]
+__all__ = [
+    "CONVERT_TYPES",
+    "ConversionReport",
+    "TensorRow",
+    "check_for_ollama",
+    "convert",
+    "modelfile_text",
+    "write_modelfile",
+]
 
 
 def convert(
     src: str | PathLike[str],
-    dst: str | PathLike[str],
+    dst: str | PathLike[str] | None = None,
     type: str | GGMLType = "q4_0",
     *,
+    lora: str | PathLike[str] | None = None,
+    version: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -37,18 +51,24 @@ def convert(
     output head (or the embedding that serves as one) is q8_0; rows that are no whole number of blocks become
     f16, with a ConversionWarning. One band of rows is in memory at a time.
 
+    Without ``dst``, or where it is a folder, the file is named by the GGUF convention, for example
+    az-llm-134M-v1.0-Q4_0.gguf; the report says how. ``version`` ("v1.1") is written as general.version.
+    ``lora`` is a PEFT adapter folder, merged in float32 before anything is quantized.
+
     ``dst`` appears whole or not at all, and replaces an existing file only with ``overwrite``. With
     ``dry_run`` everything is checked but the weights' values, and nothing is written. ``progress(done,
     total)`` is told the bytes of the file written so far.
 
     Raises InputFileError, CheckpointError, ConversionError (UnsupportedArchitectureError for a model that
-    azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError or OutputError; each message
-    names the file, key or tensor at fault.
+    azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError, ArgumentError, OutputError;
+    each message names the file, key or tensor at fault.
     """
     wanted = target_type(type)
-    source, destination = Path(src), Path(dst)
-    check_output(destination, overwrite=overwrite)  # before anything is read
-    with open_checkpoint(source) as checkpoint:
+    version = None if version is None else check_version(version)
+    source, destination = Path(src), None if dst is None else Path(dst)
+    if destination is not None and not destination.is_dir():
+        check_output(destination, overwrite=overwrite)  # before anything is read
+    with open_checkpoint(source) as checkpoint, ExitStack() as opened:
         if checkpoint.config is None:
             raise ConversionError(
                 f"{source}: there is no config.json beside the weights; convert the folder that "
@@ -61,36 +81,49 @@ def convert(
                 "convert the original checkpoint"
             )
         config = architecture.config.from_hf(checkpoint.config)
-        plan = make_plan(architecture, config, checkpoint, wanted)
+        adapter = None if lora is None else open_adapter(Path(lora), opened)
+        plan = make_plan(architecture, config, checkpoint, wanted, adapter)
         folder = source if source.is_dir() else source.parent
         tokenizer, said = _tokenizer(folder, config.vocab_size, checkpoint.config)
         for message in (*plan.warnings, *said):
             warnings.warn(message, ConversionWarning, stacklevel=2)
         before, after = general_metadata(
-            folder, checkpoint.config, architecture.name, wanted, plan.parameters, checkpoint.format
+            folder,
+            checkpoint.config,
+            architecture.name,
+            wanted,
+            plan.parameters,
+            checkpoint.format,
+            version=version,
+            base_model=adapter.base_model if adapter else "",
         )
-        metadata = {**before, **config.metadata(), **after, **tokenizer}
+        output = output_path(destination, before, wanted)
+        files = (*checkpoint.files, *(adapter.files if adapter else ()))
+        if output is not destination:
+            check_output(output, overwrite=overwrite)
         if not dry_run:
+            hashes = source_metadata(files, file_hashes(files))
             items = {item.rule.name: item for item in plan.tensors}
             write_gguf(
-                destination,
-                metadata,
+                output,
+                {**before, **config.metadata(), **after, **hashes, **tokenizer},
                 [item.spec for item in plan.tensors],
                 lambda spec: encoded_bands(items[spec.name]),
                 overwrite=overwrite,
-                sources=checkpoint.files,
+                sources=files,
                 progress=progress,
             )
+        merged = (f"LoRA adapter {lora}: {len(adapter)} modules merged in float32",) if adapter else ()
         return ConversionReport(
             source=source,
-            destination=destination,
+            destination=output,
             architecture=architecture.name,
             type=wanted.name,
             tensors=_rows(plan),
             source_bytes=_size(checkpoint),
-            file_bytes=None if dry_run else destination.stat().st_size,
+            file_bytes=None if dry_run else output.stat().st_size,
             warnings=(*plan.warnings, *said),
-            notes=plan.notes,
+            notes=(*plan.notes, *merged),
         )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from azquant._version import __version__
+from azquant.checkpoint.jsonfile import read_object
+from azquant.errors import InputFileError
 from azquant.gguf import MetadataValue, ValueType, keys
 from azquant.types import GGMLType
 
-__all__ = ["general_metadata", "model_card", "size_label"]
+__all__ = ["file_hashes", "general_metadata", "model_card", "size_label", "source_metadata"]
 
 _SIZE = re.compile(r"\d+(\.\d+)?[KMBT]", re.IGNORECASE)
 _VERSION = re.compile(r"v\d+(\.\d+)*", re.IGNORECASE)
@@ -27,13 +31,20 @@ def general_metadata(
     type_: GGMLType,
     parameters: int,
     source_format: str,
+    *,
+    version: str | None = None,
+    base_model: str = "",
 ) -> tuple[dict[str, MetadataValue], dict[str, MetadataValue]]:
     """What stands before the architecture's own keys, and what follows them.
 
     ``folder`` gives the name (unless ``config`` has a model id in ``_name_or_path``) and the model card.
+    ``version`` overrules the one that the name shows. ``base_model`` is what an adapter was trained on; else
+    the card says it.
     """
     model_id = _model_id(config.get("_name_or_path")) or folder.resolve().name or architecture
     name, parts = _name_parts(model_id)
+    if version is not None:
+        parts[keys.VERSION] = version
     before = {
         keys.ARCHITECTURE: keys.string(architecture),
         keys.TYPE: keys.string("model"),
@@ -45,6 +56,8 @@ def general_metadata(
     for entry, key in _LICENSES.items():
         if entry in card:
             before[key] = keys.string(",".join(card[entry]))
+    before |= _base_models(card.get("base_model") or ([base_model] if base_model else []))
+    before |= _sampling(folder)
     languages = card.get("language") or card.get("languages")
     if languages:
         before[keys.LANGUAGES] = keys.array(ValueType.STRING, languages)
@@ -56,6 +69,60 @@ def general_metadata(
         "azquant.source.format": keys.string(source_format),
     }
     return before, after
+
+
+def _base_models(named: Sequence[str]) -> dict[str, MetadataValue]:
+    """Where the weights came from, as the GGUF specification has it; only ids of the Hub, no paths."""
+    ids = [entry for entry in named if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", entry)]
+    found: dict[str, MetadataValue] = {"general.base_model.count": keys.u32(len(ids))} if ids else {}
+    for i, entry in enumerate(ids):
+        owner, _, name = entry.partition("/")
+        found[f"general.base_model.{i}.name"] = keys.string(_name_parts(name)[0])
+        found[f"general.base_model.{i}.organization"] = keys.string(owner)
+        found[f"general.base_model.{i}.repo_url"] = keys.string(f"https://huggingface.co/{entry}")
+    return found
+
+
+def _sampling(folder: Path) -> dict[str, MetadataValue]:
+    """How generation_config.json samples, in llama.cpp's keys; greedy decoding says nothing of it."""
+    path = folder / "generation_config.json"
+    config = read_object(path, _CARD_LIMIT) if path.is_file() else {}
+    if config.get("do_sample") is not True:
+        return {}
+    found: dict[str, MetadataValue] = {}
+    for key, name in (("temperature", "temp"), ("top_p", "top_p")):
+        value = config.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+            found[f"general.sampling.{name}"] = keys.f32(float(value))
+    top_k = config.get("top_k")
+    if isinstance(top_k, int) and not isinstance(top_k, bool) and 0 <= top_k < 1 << 31:
+        found["general.sampling.top_k"] = keys.i32(top_k)
+    return found
+
+
+def source_metadata(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, MetadataValue]:
+    """The names and SHA-256 of the files that were converted: what ``sha256sum`` and the Hub show."""
+    return {
+        "azquant.source.files": keys.array(ValueType.STRING, [path.name for path in files]),
+        "azquant.source.sha256": keys.array(ValueType.STRING, list(hashes)),
+    }
+
+
+def file_hashes(files: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, several at a time. Raises InputFileError."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(_file_hash, files))
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputFileError(f"{path}: cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def size_label(parameters: int) -> str:

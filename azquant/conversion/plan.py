@@ -15,6 +15,7 @@ import numpy as np
 
 from azquant.architectures.base import Architecture, Constant, Keep, ModelConfig, TensorRule, show_shape
 from azquant.checkpoint import Checkpoint, LazyTensor
+from azquant.conversion.lora import Adapter, MergedTensor
 from azquant.errors import ConversionError, UnsupportedTypeError
 from azquant.gguf import TensorSpec
 from azquant.types import TYPES, GGMLType, get_type
@@ -23,6 +24,8 @@ __all__ = ["CONVERT_TYPES", "Plan", "PlannedTensor", "make_plan", "target_type"]
 
 CONVERT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 """The types that :func:`azquant.convert` makes."""
+
+Source = LazyTensor | MergedTensor
 
 _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 _ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
@@ -34,7 +37,7 @@ class PlannedTensor:
     """One tensor to be written."""
 
     rule: TensorRule
-    source: LazyTensor | None
+    source: Source | None
     """``None`` for a tensor computed from the config."""
     type: GGMLType
     reason: str
@@ -69,23 +72,38 @@ def target_type(name: str | GGMLType) -> GGMLType:
 
 
 def make_plan(
-    architecture: Architecture[Any], config: ModelConfig, checkpoint: Checkpoint, wanted: GGMLType
+    architecture: Architecture[Any],
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    wanted: GGMLType,
+    adapter: Adapter | None = None,
 ) -> Plan:
     """Match every rule of ``architecture`` with a tensor of ``checkpoint`` and choose its type.
 
-    Raises ConversionError for a tensor that is missing, left over, of the wrong shape or not of floats.
+    With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that
+    is missing, left over, of the wrong shape or not of floats.
     """
-    prefix, tensors = _without_prefix(architecture, checkpoint)
+    merged: Mapping[str, Source] = adapter.merge(checkpoint.tensors) if adapter else checkpoint.tensors
+    prefix, tensors = _without_prefix(architecture, checkpoint, merged)
     rules = architecture.rules(config)
     head = next(rule for rule in rules if rule.name == architecture.HEAD)
     embedding = next(rule for rule in rules if rule.name == architecture.EMBEDDING)
-    warnings: list[str] = []
+    warnings = list(config.warnings)
     notes = list(config.notes)
 
     sources = dict(tensors)
     if config.tied and embedding.source not in sources and head.source in sources:
         sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
-    separate = _has_own_head(config, sources.get(embedding.source), sources.get(head.source), warnings, notes)
+    ends = sources.get(embedding.source), sources.get(head.source)
+    separate = _has_own_head(config, *ends, warnings, notes)
+    if separate and architecture.head == "tied":
+        raise ConversionError(
+            f"{_files(checkpoint)}: {head.source} is not the embedding, but GGUF's {architecture.name} has "
+            "no separate output head"
+        )
+    if not separate and architecture.head == "required" and embedding.source in sources:
+        sources[head.source], separate = sources[embedding.source], True
+        notes.append(f"the embedding is stored twice: llama.cpp's {architecture.name} needs output.weight")
 
     planned: list[PlannedTensor] = []
     used = {head.source, embedding.source}
@@ -121,13 +139,12 @@ def make_plan(
 
 
 def _without_prefix(
-    architecture: Architecture[Any], checkpoint: Checkpoint
-) -> tuple[str, dict[str, LazyTensor]]:
+    architecture: Architecture[Any], checkpoint: Checkpoint, names: Mapping[str, Source]
+) -> tuple[str, dict[str, Source]]:
     """The prefix this checkpoint uses, and its tensors by their names without it."""
-    names = checkpoint.tensors
     prefix = next((p for p in architecture.prefixes if any(name.startswith(p) for name in names)), "")
-    tensors: dict[str, LazyTensor] = {}
-    for name, tensor in checkpoint.tensors.items():
+    tensors: dict[str, Source] = {}
+    for name, tensor in names.items():
         short = name.removeprefix(prefix)
         if short in tensors:
             raise ConversionError(
@@ -139,8 +156,8 @@ def _without_prefix(
 
 def _has_own_head(
     config: ModelConfig,
-    embedding: LazyTensor | None,
-    head: LazyTensor | None,
+    embedding: Source | None,
+    head: Source | None,
     warnings: list[str],
     notes: list[str],
 ) -> bool:
@@ -159,7 +176,7 @@ def _has_own_head(
     return False
 
 
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+def _equal(a: Source, b: Source) -> bool:
     if a.shape != b.shape or len(a.shape) != 2:
         return False
     rows = max(1, _COMPARE_ELEMENTS // max(1, a.shape[1]))
@@ -167,7 +184,7 @@ def _equal(a: LazyTensor, b: LazyTensor) -> bool:
 
 
 def _check_source(
-    rule: TensorRule, source: LazyTensor, architecture: Architecture[Any], checkpoint: Checkpoint
+    rule: TensorRule, source: Source, architecture: Architecture[Any], checkpoint: Checkpoint
 ) -> None:
     expected = rule.transform.source_shape(rule.shape)
     if tuple(source.shape) != expected:

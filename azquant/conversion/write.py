@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from azquant.architectures.base import Keep
-from azquant.checkpoint import LazyTensor
-from azquant.conversion.plan import PlannedTensor
+from azquant.conversion.plan import PlannedTensor, Source
 from azquant.errors import NonFiniteError
 from azquant.ops import encode_rows
 
@@ -63,7 +62,7 @@ def _explain(error: NonFiniteError, item: PlannedTensor) -> NonFiniteError:
     )
 
 
-def _first_non_finite(source: LazyTensor) -> tuple[int, float] | None:
+def _first_non_finite(source: Source) -> tuple[int, float] | None:
     """Flat index and value of the first NaN or infinity."""
     before = 0
     rows = max(1, BAND_ELEMENTS // max(1, int(np.prod(source.shape[1:]))))
