@@ -11,6 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 600
 BENCH_ARGS ?=
 
 SOURCES := pyproject.toml setup.py azquant/_version.py $(wildcard csrc/*.[ch] csrc/*.py csrc/kernels/*.[ch])
@@ -20,7 +21,7 @@ GGUF := $(OUT)/az-llm-tiny-q4_0.gguf
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test build lint check-c bench dist clean distclean
+.PHONY: help demo test build lint check-c fuzz bench peers bench-peers dist clean distclean
 
 # Stamps of an environment that no longer works (half made, or its interpreter is gone) count for nothing.
 ifneq ($(shell $(BIN)/python -c 'import pip, sys; print(sys.version_info >= (3, 10))' 2>/dev/null),True)
@@ -34,7 +35,8 @@ help:
 	@echo "make build    install azquant into $(VENV) and no more"
 	@echo "make lint     ruff and mypy only"
 	@echo "make check-c  the C kernels by themselves, also under the address and thread sanitizers"
-	@echo "make bench    benchmarks"
+	@echo "make fuzz     mutated GGUF files for FUZZ_SECONDS"
+	@echo "make bench    benchmarks; make peers, then make bench-peers: against llama.cpp and others"
 	@echo "make dist     source archive and wheel in dist/"
 	@echo "make clean    remove what was built; make distclean: $(VENV) too"
 
@@ -109,8 +111,19 @@ test: lint
 check-c:
 	$(MAKE) -C tests/c check asan tsan
 
+fuzz: build
+	$(BIN)/python tests/fuzz/fuzz_gguf.py --seconds $(FUZZ_SECONDS)
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+# llama.cpp, built natively for comparison; never in CI. PEERS=folder keeps it elsewhere.
+PEERS ?= build/peers
+peers:
+	PYTHON=$(PYTHON) benchmarks/build_peers.sh $(PEERS)
+
+bench-peers: $(VENV)/.installed-test
+	AZQUANT_PEERS=$(PEERS) $(BIN)/python benchmarks/compare_matmul.py $(BENCH_ARGS)
 
 dist: $(VENV)/.installed-text
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build

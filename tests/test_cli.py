@@ -129,12 +129,12 @@ def test_wrong_use_is_one_line_and_exit_code_2(args: list[str], says: str) -> No
         (["inspect", "CHECKPOINT/config.json"], "not a GGUF file"),
         (["generate", "CHECKPOINT/config.json", "x"], "not a GGUF file"),
         (["generate", "MODEL", "x", "--temperature", "nan"], "temperature"),
-        (["generate", "MODEL", "x", "--max-tokens", "-1"], "max-tokens"),
+        (["generate", "MODEL", "x", "--max-tokens", "-1"], "max_tokens"),
         (["generate", "MODEL", "x", "--threads", "0"], "threads"),
         (["generate", "MODEL", "1 x 2", "--ids"], "'x' is no token id"),
         (["generate", "MODEL", "--", "-5"], None),  # a prompt that looks like an option is a prompt
         (["generate", "MODEL", "999", "--ids"], "token ids must lie in 0 .. 256"),
-        (["generate", "MODEL", "x" * 65], "65 tokens given, but the model has 64 positions"),
+        (["generate", "MODEL", "x" * 65], "65 tokens given, but there are 64 positions"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

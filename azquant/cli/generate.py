@@ -16,7 +16,7 @@ from azquant.cli.guard import Verb
 from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from azquant.engine import Model, Sampler
+    from azquant.engine import GenerateOptions, Model
 
 __all__ = ["generate"]
 
@@ -60,6 +60,11 @@ Examples:
 )
 @click.option("--top-k", type=int, default=0, help="Draw from the k likeliest tokens only.  [default: all]")
 @click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest that make p.  [default: all]")
+@click.option("--min-p", type=float, default=0.0, help="Only tokens this share as likely as the likeliest.")
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, help="Above 1: tokens that were there are less likely."
+)
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option("--seed", type=int, help="Same seed, same text.  [default: a new one each time]")
 @click.option("--threads", type=int, help="Threads to use.  [default: the processors available]")
 @click.option("--reproducible", is_flag=True, help="The same bits for any number of threads.")
@@ -74,6 +79,9 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
     seed: int | None,
     threads: int | None,
     reproducible: bool,
@@ -88,13 +96,21 @@ def generate(
     by itself.
     """
     import azquant
-    from azquant.engine import Sampler
+    from azquant.engine import Options
 
-    sampler = Sampler(temperature, top_k, top_p, seed)
+    options: GenerateOptions = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+        "seed": seed,
+    }
+    Options(**options)  # wrong ones are refused before the model is loaded
     if temperature == 0 and (top_k or top_p < 1 or seed is not None):
         say("warning", "--top-k, --top-p and --seed have no effect at temperature 0; try --temperature 0.8")
-    if max_tokens < 0:
-        raise ArgumentError(f"--max-tokens must be a whole number >= 0, not {max_tokens}")
     text = _read_stdin() if prompt == "-" else prompt
     if threads is not None:
         azquant.set_num_threads(threads)
@@ -103,7 +119,7 @@ def generate(
     run = _Run(_parse_ids(text) if ids else _encode(loaded, text))
     run.load = perf_counter() - begin
 
-    pieces = _pieces(loaded, run, max_tokens, sampler, ids)
+    pieces = _pieces(loaded, run, run.prompt if ids else text, options)
     if as_json:
         answer = "".join(pieces)
         print_json(_as_dict(run, None if ids else text, None if ids else answer))
@@ -148,31 +164,17 @@ def _encode(model: Model, text: str) -> list[int]:
     return [model.tokenizer.bos_id] if not ids and model.tokenizer.bos_id is not None else ids
 
 
-def _pieces(model: Model, run: _Run, max_tokens: int, sampler: Sampler, ids: bool) -> Iterator[str]:
+def _pieces(model: Model, run: _Run, prompt: str | list[int], options: GenerateOptions) -> Iterator[str]:
     """The answer in pieces as they come; fills ``run``."""
-    decoder = None if ids else model.tokenizer.stream_decoder(after=run.prompt)
+    answer = model.submit(prompt, **options)
     begin = perf_counter()
-    for token in _tokens(model, run.prompt, max_tokens, sampler):
-        now = perf_counter()
-        if run.tokens:
-            run.decode = now - begin
-        else:
-            run.prefill, begin = now - begin, now
-        run.tokens.append(token)
-        yield decoder.push(token) if decoder else f"{token} "
-    if len(run.tokens) < max_tokens:
-        full = len(run.prompt) + len(run.tokens) > model.context_length
-        run.stop = "context" if full else "end"
-    if decoder:
-        yield decoder.flush()
-
-
-def _tokens(model: Model, prompt: list[int], max_tokens: int, sampler: Sampler) -> Iterator[int]:
-    checked = model._check_tokens(prompt)
-    if max_tokens:
-        for step in model._generate_ids([checked], max_tokens, sampler):
-            for _, token in step:
-                yield token
+    for piece in answer:
+        if not run.prefill:
+            run.prefill = perf_counter() - begin
+        yield piece if isinstance(prompt, str) else f"{piece} "
+    done = answer.result()
+    run.decode = perf_counter() - begin - run.prefill
+    run.tokens, run.stop = done.tokens, done.finish_reason
 
 
 def _as_dict(run: _Run, prompt: str | None, text: str | None) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import json
 import sys
 from typing import Any
 
+__all__ = ["limit_resources"]
+
 
 def limit_resources(cpu_seconds: int, memory: int) -> None:
     """From here on: so much processor time, so much memory, no files to write to. Nothing on Windows."""
