@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu": {"_backend", "errors"},
     "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
     "errors": set(),
-    "gguf": {"_native", "errors", "types"},
+    "gguf": {"_backend", "errors", "types"},
     "limits": {"_backend", "cpu"},
     "ops": BLOCKS,
     "pretokenizer": {"errors"},
