@@ -269,6 +269,11 @@ class Matrix:
         if self._dense is None:
             self._dense = dequantize(self.type_id, self._data, *self.shape)
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the GGUF form."""
+        return self._data.nbytes
+
     def packed_bytes(self) -> int:
         """Bytes that :meth:`pack` keeps, 0 before."""
         return 0 if self._dense is None else self._dense.nbytes

@@ -220,6 +220,11 @@ class Matrix:
         if self.can_int8:
             check(lib.azq_matrix_pack(self._handle), "pack")
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the GGUF form."""
+        return self._data.nbytes
+
     def packed_bytes(self) -> int:
         """Bytes of the packed copy, 0 without."""
         return int(lib.azq_matrix_packed_bytes(self._handle))

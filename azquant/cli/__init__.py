@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from azquant._version import __version__
-from azquant.cli import convert, edit, generate, inspect, split, verify
+from azquant.cli import bench, convert, edit, eval, generate, imatrix, inspect, split, verify
 from azquant.cli.guard import Program
 
 __all__ = ["cli", "main"]
@@ -31,9 +31,12 @@ def cli() -> None:
 
 
 for verb in (
+    bench.bench,
     convert.convert,
     edit.edit,
+    eval.evaluate,
     generate.generate,
+    imatrix.imatrix,
     inspect.inspect,
     split.merge,
     split.split,

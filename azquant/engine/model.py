@@ -137,6 +137,12 @@ class Model:
         return self._spec.n_vocab
 
     @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept."""
+        matrices = {id(op.w): op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None}
+        return sum(matrix.packed_bytes() or matrix.data_bytes for matrix in matrices.values())
+
+    @property
     def context_length(self) -> int:
         """Most tokens, prompt and answer together, that the model was made for."""
         length: int = self.config.context_length
