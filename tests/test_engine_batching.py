@@ -170,6 +170,7 @@ def test_iterating_twice_and_from_two_threads(model: Model) -> None:
 def test_ids_in_ids_out(model: Model) -> None:
     handle = model.submit([5, 6, 7], **ENDLESS)
     assert list(handle) == handle.result().tokens == handle.tokens
+    assert 0 < (handle.result().seconds_to_first or 0) < handle.result().seconds
     assert handle.result().text is None
 
 

@@ -167,13 +167,11 @@ def _encode(model: Model, text: str) -> list[int]:
 def _pieces(model: Model, run: _Run, prompt: str | list[int], options: GenerateOptions) -> Iterator[str]:
     """The answer in pieces as they come; fills ``run``."""
     answer = model.submit(prompt, **options)
-    begin = perf_counter()
     for piece in answer:
-        if not run.prefill:
-            run.prefill = perf_counter() - begin
         yield piece if isinstance(prompt, str) else f"{piece} "
     done = answer.result()
-    run.decode = perf_counter() - begin - run.prefill
+    run.prefill = done.seconds if done.seconds_to_first is None else done.seconds_to_first
+    run.decode = done.seconds - run.prefill  # without the time that printing took
     run.tokens, run.stop = done.tokens, done.finish_reason
 
 

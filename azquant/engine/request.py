@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     """Tokens of the prompt that were in the KV cache already and were not computed again."""
+    seconds: float
+    """From submission to end, waiting for a free slot included."""
+    seconds_to_first: float | None
+    """From submission to the first token; ``None`` where there is none."""
     logprobs: list[TokenLogprob] | None = field(default=None, repr=False)
     """One for each of ``tokens``; ``None`` unless asked for."""
 
@@ -85,6 +90,9 @@ class Request:
         self.stop: str | int | None = None
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
+        self.begun = perf_counter()
+        self.first_at: float | None = None
+        self.ended_at = self.begun
         self._wakers: list[Callable[[], None]] = []
 
     # ---- the worker's side -----------------------------------------------------------------------------
@@ -99,6 +107,7 @@ class Request:
         piece = "" if self.decoder is None else self.finder.push(self.decoder.push(token))
         with self.changed:
             self.tokens.append(token)
+            self.first_at = self.first_at or perf_counter()
             if logprob is not None:
                 self.logprobs.append(logprob)
             if piece:
@@ -131,6 +140,7 @@ class Request:
         with self.changed:
             if rest:
                 self.pieces.append(rest)
+            self.ended_at = perf_counter()
             self.finish_reason, self.stop = reason, stop
             self._wake()
 
@@ -190,5 +200,7 @@ class Request:
             stop=self.stop,
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached,
+            seconds=self.ended_at - self.begun,
+            seconds_to_first=None if self.first_at is None else self.first_at - self.begun,
             logprobs=None if self.options.logprobs is None else list(self.logprobs),
         )
