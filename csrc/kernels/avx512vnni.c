@@ -91,12 +91,12 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const uint8_t *line
     }
 }
 
-/* Prefetched ahead of a single row's pass, in bytes: the pass is as fast as memory, not as the dots. */
+/* Prefetched ahead by the first pass over a panel, in bytes; later passes find it in a cache. */
 enum { MAX_ROWS = 6, AHEAD = 2048 };
 
 #define AZQ_GEMM_512(type, block_bytes, init_factor)                                                             \
     AZQ_INLINE void gemm_##type##_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel,             \
-                                       int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
+                                       int64_t panel_bytes, int P, int fetch, float *c, int64_t ldc) {           \
         int64_t n_blocks = act->k / 32;                                                                          \
         const int8_t *q = act->q + row * act->k;                                                                 \
         const float *d = act->d + row * n_blocks;                                                                \
@@ -114,7 +114,7 @@ enum { MAX_ROWS = 6, AHEAD = 2048 };
                 for (int i = 0; i < R * P; i++) {                                                                \
                     dots[i] = _mm512_set1_epi32((init_factor) * sum8[i / P * n_blocks]);                         \
                 }                                                                                                \
-                if (R == 1) {                                                                                    \
+                if (fetch) {                                                                                     \
                     for (int p = 0; p < P; p++) {                                                                \
                         for (int i = 0; i < (block_bytes); i += 64) {                                            \
                             _mm_prefetch((const char *)(lines + p * panel_bytes + i + AHEAD), _MM_HINT_T0);      \
@@ -143,17 +143,18 @@ enum { MAX_ROWS = 6, AHEAD = 2048 };
                                                                                                                  \
     AZQ_INLINE void gemm_##type##_rows(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel,     \
                                        int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
-        int64_t r = 0;                                                                                           \
-        for (; r + MAX_ROWS <= rows; r += MAX_ROWS) {                                                            \
-            gemm_##type##_tile(act, row0 + r, MAX_ROWS, panel, panel_bytes, P, c + r * ldc, ldc);                \
-        }                                                                                                        \
-        switch (rows - r) {                                                                                      \
-        case 5: gemm_##type##_tile(act, row0 + r, 5, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
-        case 4: gemm_##type##_tile(act, row0 + r, 4, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
-        case 3: gemm_##type##_tile(act, row0 + r, 3, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
-        case 2: gemm_##type##_tile(act, row0 + r, 2, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
-        case 1: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, c + r * ldc, ldc); break;            \
-        default: break;                                                                                          \
+        for (int64_t r = 0, n; r < rows; r += n) {                                                               \
+            int64_t tiles = (rows - r + MAX_ROWS - 1) / MAX_ROWS;                                                \
+            n = (rows - r + tiles - 1) / tiles; /* tiles of about equal height: 4 + 4, not 6 + 2 */              \
+            float *out = c + r * ldc;                                                                            \
+            switch (n) {                                                                                         \
+            case 6: gemm_##type##_tile(act, row0 + r, 6, panel, panel_bytes, P, r == 0, out, ldc); break;        \
+            case 5: gemm_##type##_tile(act, row0 + r, 5, panel, panel_bytes, P, r == 0, out, ldc); break;        \
+            case 4: gemm_##type##_tile(act, row0 + r, 4, panel, panel_bytes, P, r == 0, out, ldc); break;        \
+            case 3: gemm_##type##_tile(act, row0 + r, 3, panel, panel_bytes, P, r == 0, out, ldc); break;        \
+            case 2: gemm_##type##_tile(act, row0 + r, 2, panel, panel_bytes, P, r == 0, out, ldc); break;        \
+            default: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, r == 0, out, ldc); break;       \
+            }                                                                                                    \
         }                                                                                                        \
     }                                                                                                            \
                                                                                                                  \
