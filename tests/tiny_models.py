@@ -26,7 +26,7 @@ LOCAL_ROPE = {"rope_type": "default", "rope_theta": 50.0}
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75, "factor": 2.0,
     "short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [2.0 + 0.5 * i for i in range(6)],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 256,
 }  # fmt: skip
 LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
 WINDOW = {"sliding_window": 16}
@@ -111,8 +111,8 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
         "Phi3",
         0,
         {
-            "rope_parameters": LONGROPE, "original_max_position_embeddings": 64, "sliding_window": None,
-            "tie_word_embeddings": True, "pad_token_id": 0,
+            "rope_parameters": LONGROPE, "original_max_position_embeddings": 256, "sliding_window": None,
+            "max_position_embeddings": 512, "tie_word_embeddings": True, "pad_token_id": 0,
         },
     ),
     "gptneox": (

@@ -49,13 +49,14 @@ class _Pair:
 
     a: Floats  # (r, in)
     b: Floats  # (out, r), scale included
+    embedding: bool
 
 
 class MergedTensor:
     """A checkpoint's tensor with an adapter's product added to whatever is read of it."""
 
     def __init__(self, base: LazyTensor, pair: _Pair, *, transposed: bool) -> None:
-        self._base, self._transposed = base, transposed
+        self.base = base
         self._left: Floats = pair.a.T if transposed else pair.b
         self._right: Floats = pair.b.T if transposed else pair.a
         self.name, self.shape, self.dtype = base.name, base.shape, base.dtype
@@ -64,7 +65,7 @@ class MergedTensor:
 
     def read_f32(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows ``[start:stop]`` as float32, merged. Errors are those of :meth:`LazyTensor.read_f32`."""
-        rows = self._base.read_f32(start, stop)
+        rows = self.base.read_f32(start, stop)
         rows += self._left[start : start + rows.shape[0]] @ self._right
         return rows
 
@@ -87,6 +88,11 @@ class Adapter:
         """What the adapter says it was trained on; empty when it does not."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""
+
+    @property
+    def ties(self) -> bool:
+        """Whether what is done to an embedding is done to the head tied to it."""
+        return self.config.get("ensure_weight_tying") is True
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -121,7 +127,7 @@ class Adapter:
                 f"{self.folder}: {module} has lora_A {show_shape(a.shape)} and lora_B {show_shape(b.shape)}, "
                 "which do not multiply"
             )
-        return _Pair(np.ascontiguousarray(a), b * np.float32(self._scale(module, a.shape[0])))
+        return _Pair(np.ascontiguousarray(a), b * np.float32(self._scale(module, a.shape[0])), embedding)
 
     def _scale(self, module: str, rank: int) -> float:
         alpha = self._of(module, "alpha_pattern", self.config.get("lora_alpha", 8))
@@ -154,7 +160,8 @@ class Adapter:
         for module, pair in self._pairs.items():
             name = self._find(module, tensors)
             base, shape = tensors[name], (pair.b.shape[0], pair.a.shape[1])
-            expected = shape[::-1] if self._transposed else shape
+            transposed = self._transposed and not pair.embedding
+            expected = shape[::-1] if transposed else shape
             if tuple(base.shape) != expected:
                 hint = ""
                 if tuple(base.shape) == expected[::-1]:
@@ -163,7 +170,7 @@ class Adapter:
                     f"{self.folder}: the adapter changes {module} by {show_shape(expected)}, but {name} of "
                     f"{base.file} has shape {show_shape(base.shape)}{hint}"
                 )
-            merged[name] = MergedTensor(base, pair, transposed=self._transposed)
+            merged[name] = MergedTensor(base, pair, transposed=transposed)
         return merged
 
     def _find(self, module: str, tensors: Mapping[str, LazyTensor]) -> str:

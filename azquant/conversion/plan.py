@@ -94,7 +94,11 @@ def make_plan(
     sources = dict(tensors)
     if config.tied and embedding.source not in sources and head.source in sources:
         sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
-    ends = sources.get(embedding.source), sources.get(head.source)
+    table = sources.get(embedding.source)
+    if isinstance(table, MergedTensor) and head.source not in sources and adapter and not adapter.ties:
+        sources[head.source] = table.base  # in PEFT, the tied head keeps the weights it had
+        notes.append("the adapter changes the embedding, but not the head tied to it: both are stored")
+    ends = table, sources.get(head.source)
     separate = _has_own_head(config, *ends, warnings, notes)
     if separate and architecture.head == "tied":
         raise ConversionError(
@@ -166,7 +170,7 @@ def _has_own_head(
         # Absent though the config says it is separate: required, so that the plan names it as missing.
         return config.tied is False
     if embedding is None or not _equal(embedding, head):
-        if config.tied:
+        if config.tied and not isinstance(embedding, MergedTensor):
             warnings.append(
                 f"config.json ties the head to the embedding, but {head.name} differs from it: "
                 "both are kept, as transformers 5 reads it"
