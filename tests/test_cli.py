@@ -101,7 +101,7 @@ def test_without_a_verb_the_help_goes_to_stderr() -> None:
     ("args", "says"),
     [
         (["frobnicate"], "No such command 'frobnicate'. Try 'azquant --help'."),
-        (["convert", "only-one"], "Missing argument 'DST'. Try 'azquant convert --help'."),
+        (["merge", "only-one"], "Missing argument 'DST'. Try 'azquant merge --help'."),
         (["inspect", "x", "--nope"], "No such option"),
         (["generate", "x", "--max-tokens", "many"], "'many' is not a valid integer. Try"),
     ],

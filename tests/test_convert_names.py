@@ -66,7 +66,9 @@ def test_default_name(tmp_path: Path, folder: str, version: str | None, kind: st
     said = {key: found[f"general.{key}"][1] for key in ("name", "size_label") if f"general.{key}" in found}
     parts = [found.get(f"general.{key}", ("", None))[1] for key in ("basename", "finetune", "version")]
     base, finetune, stated = parts
-    upstream = gguf.naming_convention(said["name"], base, finetune, stated or "v1.0", said["size_label"], kind)
+    upstream = gguf.naming_convention(
+        said["name"], base, finetune, stated or "v1.0", said["size_label"], kind
+    )
     assert re.sub(r"[()]", "", upstream) == name.removesuffix(".gguf")
 
 
@@ -118,11 +120,50 @@ def test_provenance(tmp_path: Path) -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
+def test_split_files(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "az")
+    whole = convert(folder, tmp_path / "whole.gguf")
+    report = convert(folder, tmp_path / "az.gguf", split_max_size=40_000)
+    assert report.destination.name == "az-00001-of-00002.gguf"
+    shards = sorted(tmp_path.glob("az-0000*.gguf"))
+    assert len(shards) == 2
+    assert report.file_bytes == sum(path.stat().st_size for path in shards)
+    with open_gguf(report.destination) as split, open_gguf(whole.destination) as one:
+        assert {t.name: bytes(t.data) for t in split.tensors.values()} == {
+            t.name: bytes(t.data) for t in one.tensors.values()
+        }
+    assert any("several files" in problem for problem in check_for_ollama(report.destination))
+    small = convert(folder, tmp_path / "small.gguf", split_max_size=1 << 30)
+    assert small.destination == tmp_path / "small.gguf"
+    with pytest.raises(ArgumentError, match="split_max_size is 0"):
+        convert(folder, tmp_path / "none.gguf", split_max_size=0)
+
+
+# ---- command line
+
+
+def test_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from azquant.cli import cli
+
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "az-llm-134m")
+    result = CliRunner().invoke(cli, ["convert", "az-llm-134m", "--version", "v1.1", "--modelfile"])
+    assert result.exit_code == 0, result.output
+    assert "az-llm-93K-v1.1-Q4_0.gguf" in result.output
+    values = check_modelfile((tmp_path / "Modelfile").read_text(encoding="utf-8"))
+    assert values["FROM"] == ["./az-llm-93K-v1.1-Q4_0.gguf"]
+    result = CliRunner().invoke(cli, ["convert", "az-llm-134m", "x.gguf", "--split-max-size", "40k"])
+    assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("x-0000*-of-00002.gguf"))) == 2
+
+
 # ---- Modelfile
 
 PARAMETERS = {
-    "num_ctx": int, "repeat_last_n": int, "repeat_penalty": float, "temperature": float, "seed": int, "stop": str,
-    "num_predict": int, "top_k": int, "top_p": float, "min_p": float,
+    "num_ctx": int, "repeat_last_n": int, "repeat_penalty": float, "temperature": float, "seed": int,
+    "stop": str, "num_predict": int, "top_k": int, "top_p": float, "min_p": float,
 }  # fmt: skip
 """docs/modelfile.md of Ollama, "Valid Parameters and Values"."""
 
@@ -292,13 +333,14 @@ def test_preflight(tmp_path: Path) -> None:
     assert "context_length is missing" in problems(path, {"gpt2.context_length": None})
     assert "general.architecture is missing" in problems(path, {"general.architecture": None})
     assert "'rwkv7' is not known" in problems(path, {"general.architecture": "rwkv7"})
-    assert "several files" in problems(path, {"split.count": 2})
     assert "blk.0.attn_qkv.bias is missing" in problems(path, {}, without="blk.0.attn_qkv.bias")
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     assert len(check_for_ollama(tmp_path / "no.gguf")) == 1
 
 
 def test_a_llama_without_tokenizer_is_told(tmp_path: Path) -> None:
-    convert(write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG)), tmp_path / "out.gguf")
+    convert(
+        write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG)), tmp_path / "out.gguf"
+    )
     (problem,) = check_for_ollama(tmp_path / "out.gguf")
     assert "no_vocab" in problem

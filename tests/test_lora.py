@@ -27,7 +27,13 @@ from azquant.errors import AzquantError, ConversionError, InputFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no tokenizer:azquant.errors.ConversionWarning")
 
-CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none", "fan_in_fan_out": False}
+CONFIG: dict[str, Any] = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 6,
+    "bias": "none",
+    "fan_in_fan_out": False,
+}
 
 
 def write_adapter(
@@ -69,7 +75,9 @@ def test_linear(tmp_path: Path, change: dict[str, Any], scale: float) -> None:
     products = write_adapter(tmp_path / "lora", {GATE: (96, 64)}, **change)
     report = convert(folder, tmp_path / "out.gguf", "f32", lora=tmp_path / "lora")
     expected = tensors[f"{GATE}.weight"] + scale * products[GATE]
-    np.testing.assert_allclose(as_f32(tmp_path / "out.gguf", "blk.1.ffn_gate.weight"), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        as_f32(tmp_path / "out.gguf", "blk.1.ffn_gate.weight"), expected, rtol=0, atol=1e-5
+    )
     convert(folder, tmp_path / "plain.gguf", "f32")
     merged, plain = read_tensors(tmp_path / "out.gguf"), read_tensors(tmp_path / "plain.gguf")
     assert {name for name in plain if merged[name] != plain[name]} == {"blk.1.ffn_gate.weight"}
@@ -94,7 +102,9 @@ def test_conv1d_of_gpt2(tmp_path: Path, prefix: str) -> None:
     products = write_adapter(tmp_path / "lora", {C_FC: (160, 64)}, fan_in_fan_out=True)
     convert(folder, tmp_path / "out.gguf", "f32", lora=tmp_path / "lora")
     expected = tensors[f"{prefix}h.0.mlp.c_fc.weight"].T + 1.5 * products[C_FC]
-    np.testing.assert_allclose(as_f32(tmp_path / "out.gguf", "blk.0.ffn_up.weight"), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        as_f32(tmp_path / "out.gguf", "blk.0.ffn_up.weight"), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_merging_does_not_depend_on_the_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,23 +156,27 @@ def test_tensors_that_are_no_pair(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG))
     write_adapter(tmp_path / "lora", {})
     save_file({name: np.ones((4, 64), np.float32)}, tmp_path / "lora" / "adapter_model.safetensors")
-    with pytest.raises(ConversionError, match="only one of lora_A and lora_B|no pair of LoRA"):
+    with pytest.raises(ConversionError, match=r"only one of lora_A and lora_B|no pair of LoRA"):
         convert(folder, tmp_path / "out.gguf", lora=tmp_path / "lora")
 
 
 def test_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG))
-    with pytest.raises(InputFileError, match="adapter_config.json"):
+    with pytest.raises(InputFileError, match=r"adapter_config\.json"):
         convert(folder, tmp_path / "out.gguf", lora=folder)
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    with pytest.raises(AzquantError, match="adapter_model.safetensors"):
+    with pytest.raises(AzquantError, match=r"adapter_model\.safetensors"):
         convert(folder, tmp_path / "out.gguf", lora=tmp_path / "lora")
 
 
 @pytest.mark.parametrize(
     ("name", "modules"),
-    [("gpt2", ["c_attn", "c_fc", "wte"]), ("llama", ["q_proj", "down_proj"]), ("gptneox", ["query_key_value"])],
+    [
+        ("gpt2", ["c_attn", "c_fc", "wte"]),
+        ("llama", ["q_proj", "down_proj"]),
+        ("gptneox", ["query_key_value"]),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
 def test_pefts_own_adapter(tmp_path: Path, name: str, modules: list[str]) -> None:

@@ -85,7 +85,8 @@ MORE_KEYS = {
     "hidden_activation",  # the exact GELU, which llama.cpp approximates
     "rope.scaling.type",  # gptneox, falcon, gemma2, phi3: ignored by llama.cpp's converter
     "rope.scaling.factor",
-    "context_length",  # falcon, where it is a constant of llama.cpp's converter
+    "context_length",  # falcon, where these two are constants of llama.cpp's converter
+    "feed_forward_length",
 }
 
 
@@ -95,7 +96,9 @@ def test_names_and_bytes_are_those_of_llama_cpps_converter(case: Case) -> None:
     if "refused" in upstream:
         pytest.skip(f"llama.cpp's converter: {upstream['refused']}")
     found = read_tensors(path)
-    for tensor in found.keys() - upstream["tensors"].keys():  # without these, llama.cpp does not load the model
+    for tensor in (
+        found.keys() - upstream["tensors"].keys()
+    ):  # without these, llama.cpp does not load the model
         if tensor == "output.weight":
             assert name in ("gptneox serial", "olmo2 tied")
             assert found[tensor][2] == found["token_embd.weight"][2]
@@ -110,7 +113,7 @@ def test_names_and_bytes_are_those_of_llama_cpps_converter(case: Case) -> None:
     assert metadata["general.architecture"][1] == upstream["architecture"]
     own = {key: value[1] for key, value in metadata.items() if key.startswith(f"{upstream['architecture']}.")}
     for key, value in upstream["metadata"].items():
-        if key == "falcon.context_length":  # a constant there
+        if key in ("falcon.context_length", "falcon.feed_forward_length"):  # constants there
             continue
         assert own.pop(key) == (pytest.approx(value) if isinstance(value, float) else value), key
     assert {key.split(".", 1)[1] for key in own} <= MORE_KEYS

@@ -75,7 +75,11 @@ def test_the_config_without_a_change_converts_and_reads_back(name: str) -> None:
         ("phi3", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("phi3", {"attention_bias": True}, "attention_bias is True"),
         ("phi3", {"rope_parameters": YARN}, "'yarn' is not supported"),
-        ("phi3", {"rope_parameters": {**LONGROPE, "short_factor": [1.0]}}, "short_factor must be a list of 8"),
+        (
+            "phi3",
+            {"rope_parameters": {**LONGROPE, "short_factor": [1.0]}},
+            "short_factor must be a list of 8",
+        ),
         ("phi3", {"rope_parameters": {**LONGROPE, "long_factor": [0.0] * 8}}, "long_factor is 0.0"),
         ("phi3", {"partial_rotary_factor": 0.2}, "RoPE turns 3"),
         ("gptneox", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
@@ -108,7 +112,13 @@ def test_a_flag_is_refused_by_name(name: str, change: dict[str, Any], message: s
 
 @pytest.mark.parametrize(
     "name",
-    ["MixtralForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM", "Olmo3ForCausalLM", "GraniteMoeForCausalLM"],
+    [
+        "MixtralForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "SmolLM3ForCausalLM",
+        "Olmo3ForCausalLM",
+        "GraniteMoeForCausalLM",
+    ],
 )
 def test_models_that_do_not_fit_the_ops_are_refused_by_name(name: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=name):

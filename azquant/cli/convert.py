@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from azquant.cli.console import print_json, print_table, progress_bar, show_bytes, show_count, visible, write
+from azquant.cli.console import (
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    show_bytes,
+    show_count,
+    visible,
+    write,
+)
 from azquant.cli.guard import Verb
+from azquant.cli.options import size_option
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport, TensorRow
@@ -28,29 +38,67 @@ Examples:
   azquant convert az_llm_hf az-llm-q4_0.gguf
   azquant convert az_llm_hf az-llm-q8_0.gguf --type q8_0 --overwrite
   azquant convert az_llm_hf az-llm-q4_0.gguf --dry-run
+  azquant convert az_llm_hf --version v1.1 --modelfile
+  azquant convert az_llm_hf az-llm-chat.gguf --lora az_llm_lora
 """,
 )
 @click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path), required=False)
 @click.option("--type", "type_", default="q4_0", show_default=True, help="f32, f16, bf16, q8_0 or q4_0.")
+@click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter folder to merge, in float32.")
+@click.option("--version", metavar="V", help="The model's version, such as v1.1.")
+@click.option(
+    "--split-max-size", callback=size_option, metavar="SIZE", help="Several files of at most 500M, 2G, ..."
+)
+@click.option("--modelfile", is_flag=True, help="Write a Modelfile for `ollama create` beside the file.")
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, tensor by tensor; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="Print only warnings and errors.")
 def convert(
-    src: Path, dst: Path, type_: str, overwrite: bool, dry_run: bool, as_json: bool, quiet: bool
+    src: Path,
+    dst: Path | None,
+    type_: str,
+    lora: Path | None,
+    version: str | None,
+    split_max_size: int | None,
+    modelfile: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Convert the checkpoint SRC to the GGUF file DST.
 
     SRC is a folder as save_pretrained writes it: config.json, the weights (safetensors or
-    pytorch_model.bin, also in shards) and tokenizer.json. GPT-2 and Llama models are known.
+    pytorch_model.bin, also in shards) and tokenizer.json. Known are GPT-2, Llama, Mistral, SmolLM,
+    Qwen 2 and 3, Gemma 2 and 3 (text), Phi 3, GPT-NeoX, StarCoder 2, OLMo 2, Granite and Falcon.
 
-    DST appears whole or not at all; llama.cpp and Ollama read it too.
+    DST appears whole or not at all; llama.cpp and Ollama read it too. Without DST, or where it is a
+    folder, the file is named by the GGUF convention, as in az-llm-134M-v1.0-Q4_0.gguf.
     """
     import azquant
+    from azquant.conversion import check_for_ollama, write_modelfile
 
-    with progress_bar(f"writing {visible(dst.name)}", shown=not quiet) as progress:
-        report = azquant.convert(src, dst, type_, overwrite=overwrite, dry_run=dry_run, progress=progress)
+    target = "the file" if dst is None else visible(dst.name)
+    with progress_bar(f"writing {target}", shown=not quiet) as progress:
+        report = azquant.convert(
+            src,
+            dst,
+            type_,
+            lora=lora,
+            version=version,
+            split_max_size=split_max_size,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if modelfile and not dry_run:
+        written = write_modelfile(report.destination, overwrite=overwrite)
+        for problem in check_for_ollama(report.destination):
+            say("warning", f"Ollama: {problem}")
+        if not (quiet or as_json):
+            write(f"wrote {visible(str(written))}; next:  ollama create <name> -f {visible(str(written))}\n")
     if as_json:
         print_json(_as_dict(report))
     elif not quiet:

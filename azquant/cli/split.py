@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from azquant.cli.console import progress_bar, show_bytes, visible
 from azquant.cli.guard import Verb
+from azquant.cli.options import size_option
 
 __all__ = ["merge", "split"]
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-
-
-def _size(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """``500M`` or ``2G``: decimal units, as llama.cpp counts them too."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d{1,12})([kmg]?)b?", value.lower())
-    if found is None or not int(found[1]):
-        raise click.BadParameter(f"{value!r} is no size; write 500M or 2G", context, option)
-    return int(found[1]) * _UNITS[found[2]]
 
 
 @click.command(
@@ -36,7 +24,9 @@ Examples:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("prefix", type=click.Path(path_type=Path))
-@click.option("--max-size", callback=_size, metavar="SIZE", help="Bytes of tensors in each file: 500M, 2G.")
+@click.option(
+    "--max-size", callback=size_option, metavar="SIZE", help="Bytes of tensors in each file: 500M, 2G."
+)
 @click.option("--max-tensors", type=click.IntRange(min=1), help="Tensors in each file [default: 128].")
 @click.option("--metadata-first", is_flag=True, help="The first file holds the metadata only.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")

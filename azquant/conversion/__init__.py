@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -19,8 +19,8 @@ from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan, target_type
 from azquant.conversion.report import ConversionReport, TensorRow
 from azquant.conversion.tokenizer import tokenizer_metadata
 from azquant.conversion.write import encoded_bands
-from azquant.errors import ConversionError, ConversionWarning
-from azquant.gguf import MetadataValue, check_output, write_gguf
+from azquant.errors import ArgumentError, ConversionError, ConversionWarning
+from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
 from azquant.types import GGMLType
 
 __all__ = [
@@ -41,6 +41,7 @@ def convert(
     *,
     lora: str | PathLike[str] | None = None,
     version: str | None = None,
+    split_max_size: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -53,7 +54,9 @@ def convert(
 
     Without ``dst``, or where it is a folder, the file is named by the GGUF convention, for example
     az-llm-134M-v1.0-Q4_0.gguf; the report says how. ``version`` ("v1.1") is written as general.version.
-    ``lora`` is a PEFT adapter folder, merged in float32 before anything is quantized.
+    ``lora`` is a PEFT adapter folder, merged in float32 before anything is quantized. A model of more than
+    ``split_max_size`` bytes becomes several files, ``dst`` with -00001-of-0000N before its ending; the report
+    names the first.
 
     ``dst`` appears whole or not at all, and replaces an existing file only with ``overwrite``. With
     ``dry_run`` everything is checked but the weights' values, and nothing is written. ``progress(done,
@@ -64,6 +67,8 @@ def convert(
     each message names the file, key or tensor at fault.
     """
     wanted = target_type(type)
+    if split_max_size is not None and split_max_size < 1:
+        raise ArgumentError(f"split_max_size is {split_max_size}; it must be at least 1")
     version = None if version is None else check_version(version)
     source, destination = Path(src), None if dst is None else Path(dst)
     if destination is not None and not destination.is_dir():
@@ -101,14 +106,16 @@ def convert(
         files = (*checkpoint.files, *(adapter.files if adapter else ()))
         if output is not destination:
             check_output(output, overwrite=overwrite)
+        written = [output]
         if not dry_run:
             hashes = source_metadata(files, file_hashes(files))
             items = {item.rule.name: item for item in plan.tensors}
-            write_gguf(
+            written = _write(
                 output,
                 {**before, **config.metadata(), **after, **hashes, **tokenizer},
                 [item.spec for item in plan.tensors],
                 lambda spec: encoded_bands(items[spec.name]),
+                split_max_size,
                 overwrite=overwrite,
                 sources=files,
                 progress=progress,
@@ -116,15 +123,31 @@ def convert(
         merged = (f"LoRA adapter {lora}: {len(adapter)} modules merged in float32",) if adapter else ()
         return ConversionReport(
             source=source,
-            destination=output,
+            destination=written[0],
             architecture=architecture.name,
             type=wanted.name,
             tensors=_rows(plan),
             source_bytes=_size(checkpoint),
-            file_bytes=None if dry_run else output.stat().st_size,
+            file_bytes=None if dry_run else sum(path.stat().st_size for path in written),
             warnings=(*plan.warnings, *said),
             notes=(*plan.notes, *merged),
         )
+
+
+def _write(
+    output: Path,
+    metadata: dict[str, MetadataValue],
+    specs: list[TensorSpec],
+    data: Callable[[TensorSpec], Iterable[Any]],
+    split_max_size: int | None,
+    **options: Any,
+) -> list[Path]:
+    """One file, or several where the tensors take more than ``split_max_size`` bytes."""
+    if split_max_size is not None and sum(spec.nbytes for spec in specs) > split_max_size:
+        prefix = output.with_suffix("") if output.suffix == ".gguf" else output
+        return write_split_gguf(prefix, metadata, specs, data, max_bytes=split_max_size, **options)
+    write_gguf(output, metadata, specs, data, **options)
+    return [output]
 
 
 def _tokenizer(

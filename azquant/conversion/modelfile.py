@@ -189,7 +189,7 @@ def _problems(file: GGUFFile) -> list[str]:
         return ["general.architecture is missing: Ollama cannot tell what model this is"]
     if file.byte_order != "<":
         found.append("the file is big-endian: Ollama reads little-endian files")
-    if int(_plain(metadata.get(keys.SPLIT_COUNT)) or 0) > 1:
+    if len(file.paths) > 1:
         found.append("the model is split over several files: Ollama imports single files only; merge them")
     if _context_length(metadata) is None:
         found.append(f"{architecture}.{keys.CONTEXT_LENGTH} is missing: the runner refuses the model")

@@ -8,7 +8,7 @@ from azquant.gguf.atomic import check_output
 from azquant.gguf.edit import edit_gguf, edited_metadata
 from azquant.gguf.encoding import MetadataValue
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
-from azquant.gguf.split import merge_gguf, split_gguf
+from azquant.gguf.split import merge_gguf, split_gguf, write_split_gguf
 from azquant.gguf.values import GGUFArray, Value, ValueType
 from azquant.gguf.writer import TensorSpec, write_gguf
 
@@ -28,4 +28,5 @@ __all__ = [
     "open_gguf",
     "split_gguf",
     "write_gguf",
+    "write_split_gguf",
 ]

@@ -6,7 +6,7 @@ big-endian file they come out little-endian, as everything that is written here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -16,11 +16,12 @@ from azquant.errors import ArgumentError
 from azquant.gguf import keys
 from azquant.gguf.atomic import AtomicFile
 from azquant.gguf.encoding import MetadataValue
+from azquant.gguf.header import DEFAULT_ALIGNMENT
 from azquant.gguf.reader import GGUFFile, open_gguf
 from azquant.gguf.shards import MAX_SHARDS, SPLIT_KEYS, shard_paths
 from azquant.gguf.writer import Layout, Progress, TensorSpec, fill, write_gguf
 
-__all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf"]
+__all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf", "write_split_gguf"]
 
 DEFAULT_TENSORS = 128
 """Tensors in a shard when nothing is said; llama.cpp's default too."""
@@ -86,34 +87,71 @@ def split_gguf(
     larger tensor has a shard of its own); 128 tensors when neither is given. ``metadata_first`` leaves the
     first shard without tensors. A file that is split already is cut anew.
 
-    All shards are written and verified before the first gets its name, so that a failure or a kill while
-    they are written leaves nothing. Raises ArgumentError for limits below 1 or more than 65535 shards, and
-    what :func:`open_gguf` and :func:`write_gguf` raise.
+    The rest is as in :func:`write_split_gguf`. Raises what it and :func:`open_gguf` raise.
+    """
+    with open_gguf(path) as file:
+        return write_split_gguf(
+            prefix,
+            _without_split_keys(file),
+            copied_specs(file),
+            copied_data(file),
+            max_tensors=max_tensors,
+            max_bytes=max_bytes,
+            metadata_first=metadata_first,
+            alignment=file.alignment,
+            overwrite=overwrite,
+            sources=file.paths,
+            verify=verify,
+            progress=progress,
+        )
+
+
+def write_split_gguf(
+    prefix: str | PathLike[str],
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[TensorSpec],
+    data: Callable[[TensorSpec], Iterable[Any]],
+    *,
+    max_tensors: int | None = None,
+    max_bytes: int | None = None,
+    metadata_first: bool = False,
+    alignment: int = DEFAULT_ALIGNMENT,
+    overwrite: bool = False,
+    sources: Iterable[str | PathLike[str]] = (),
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a model as ``prefix-00001-of-0000N.gguf``, ...; the names of these files.
+
+    ``metadata``, ``tensors``, ``data``, ``sources`` and ``verify`` are those of :func:`write_gguf`, the
+    limits those of :func:`split_gguf`. All shards are written and verified before the first gets its name, so
+    that a failure or a kill while they are written leaves nothing. Raises ArgumentError for limits below 1 or
+    more than 65535 shards, and what :func:`write_gguf` raises.
     """
     for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
         if limit is not None and limit < 1:
             raise ArgumentError(f"{name} is {limit}; it must be at least 1")
     if max_tensors is None and max_bytes is None:
         max_tensors = DEFAULT_TENSORS
-    with open_gguf(path) as file:
-        groups = _cut(copied_specs(file), max_tensors, max_bytes, file.alignment)
-        if metadata_first:
-            groups.insert(0, [])
-        if len(groups) > MAX_SHARDS:
-            raise ArgumentError(f"{len(groups)} shards would be needed; {MAX_SHARDS} are possible")
-        targets = shard_paths(Path(prefix), len(groups))
-        layouts = [
-            Layout(_shard_metadata(file, i, len(groups)), group, file.alignment)
-            for i, group in enumerate(groups)
-        ]
-        _write_all(targets, layouts, file, overwrite, verify, progress)
+    groups = _cut(tensors, max_tensors, max_bytes, alignment)
+    if metadata_first:
+        groups.insert(0, [])
+    if len(groups) > MAX_SHARDS:
+        raise ArgumentError(f"{len(groups)} shards would be needed; {MAX_SHARDS} are possible")
+    targets = shard_paths(Path(prefix), len(groups))
+    layouts = [
+        Layout(_shard_metadata(metadata if i == 0 else {}, i, len(groups), len(tensors)), group, alignment)
+        for i, group in enumerate(groups)
+    ]
+    _write_all(targets, layouts, data, tuple(sources), overwrite, verify, progress)
     return targets
 
 
 def _write_all(
     targets: Sequence[Path],
     layouts: Sequence[Layout],
-    file: GGUFFile,
+    data: Callable[[TensorSpec], Iterable[Any]],
+    sources: tuple[str | PathLike[str], ...],
     overwrite: bool,
     verify: bool,
     progress: Progress | None,
@@ -125,12 +163,11 @@ def _write_all(
         if progress is not None:
             progress(before + done, total)
 
-    data = copied_data(file)
     with ExitStack() as stack:
         outputs = []
         left = total
         for target, layout in zip(targets, layouts, strict=True):
-            output = AtomicFile(target, left, overwrite=overwrite, sources=file.paths)
+            output = AtomicFile(target, left, overwrite=overwrite, sources=sources)
             outputs.append(stack.enter_context(output))
             left -= layout.total
         for output, layout in zip(outputs, layouts, strict=True):
@@ -165,12 +202,15 @@ def _cut(
     return groups
 
 
-def _shard_metadata(file: GGUFFile, number: int, count: int) -> dict[str, MetadataValue]:
-    metadata = _without_split_keys(file) if number == 0 else {}
-    metadata[keys.SPLIT_NO] = keys.u16(number)
-    metadata[keys.SPLIT_COUNT] = keys.u16(count)
-    metadata[keys.SPLIT_TENSORS_COUNT] = keys.i32(len(file.tensors))
-    return metadata
+def _shard_metadata(
+    metadata: Mapping[str, MetadataValue], number: int, count: int, tensors: int
+) -> dict[str, MetadataValue]:
+    return {
+        **metadata,
+        keys.SPLIT_NO: keys.u16(number),
+        keys.SPLIT_COUNT: keys.u16(count),
+        keys.SPLIT_TENSORS_COUNT: keys.i32(tensors),
+    }
 
 
 def _without_split_keys(file: GGUFFile) -> dict[str, MetadataValue]:
