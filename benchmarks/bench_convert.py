@@ -1,0 +1,122 @@
+"""Converting a Hugging Face GPT-2 to Q4_0, against llama.cpp's converter followed by its llama-quantize.
+
+    AZQUANT_LLAMA_CPP=<a checkout of llama.cpp, built> python -m pytest benchmarks/bench_convert.py
+
+Rows of one group are ratios of one run. Each row is what a user waits for: a process of its own, from the
+folder in safetensors to the file on the disk. ``library`` is the call alone, in a process that has imported
+azquant. llama.cpp's rows are left out where AZQUANT_LLAMA_CPP does not say where it is; its converter needs
+torch. It gets two helps without which it refuses such a model: the key ``n_ctx``, and a name for the
+pre-tokenizer, whose hash it does not know. Files are in the page cache for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import azquant
+
+SIZES = {"110M": (768, 12, 12), "335M": (1024, 24, 16)}
+VOCABULARY = 32_000
+CONTEXT = 1024
+
+UPSTREAM = """
+import runpy, sys
+root, folder, out = sys.argv[1:]
+sys.path[:0] = [root, root + "/gguf-py"]
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = ["convert_hf_to_gguf.py", folder, "--outtype", "f16", "--outfile", out]
+runpy.run_path(root + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+
+def write_gpt2(folder: Path, width: int, layers: int, heads: int) -> Path:
+    """Random weights as GPT2LMHeadModel saves them, tied, with a byte-level tokenizer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (VOCABULARY, width), "wpe.weight": (CONTEXT, width)}
+    for name, shape in (
+        *((f"h.{i}.{part}", shape) for i in range(layers) for part, shape in _block(width)),
+        ("ln_f", (width,)),
+    ):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
+    tensors = {
+        f"transformer.{name}": random.standard_normal(shape, dtype=np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": VOCABULARY, "n_ctx": CONTEXT,
+        "n_positions": CONTEXT, "n_embd": width, "n_layer": layers, "n_head": heads, "eos_token_id": 256,
+        "bos_token_id": 256, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    details = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(details), encoding="utf-8")
+    return folder
+
+
+def _block(width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return (
+        ("ln_1", (width,)),
+        ("attn.c_attn", (width, 3 * width)),
+        ("attn.c_proj", (width, width)),
+        ("ln_2", (width,)),
+        ("mlp.c_fc", (width, 4 * width)),
+        ("mlp.c_proj", (4 * width, width)),
+    )
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint, named by its size."""
+    return write_gpt2(tmp_path_factory.mktemp("gpt2") / request.param, *SIZES[request.param])
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+
+
+def bench_azquant(benchmark: Any, folder: Path, tmp_path: Path) -> None:
+    benchmark.group = f"GPT-2 {folder.name} to Q4_0"
+    out = tmp_path / "out.gguf"
+    command = (sys.executable, "-m", "azquant", "convert", folder, out, "--overwrite", "--quiet")
+    benchmark.pedantic(_run, command, rounds=3, warmup_rounds=1)
+
+
+def bench_library(benchmark: Any, folder: Path, tmp_path: Path) -> None:
+    benchmark.group = f"GPT-2 {folder.name} to Q4_0"
+    out = tmp_path / "out.gguf"
+    benchmark.pedantic(azquant.convert, (folder, out), {"overwrite": True}, rounds=3, warmup_rounds=1)
+
+
+def bench_llama_cpp(benchmark: Any, folder: Path, tmp_path: Path) -> None:
+    root = os.environ.get("AZQUANT_LLAMA_CPP")
+    quantize = Path(root or "", "build", "bin", "llama-quantize")
+    if not root or not quantize.is_file():
+        pytest.skip("AZQUANT_LLAMA_CPP names no built llama.cpp")
+    pytest.importorskip("torch")
+    benchmark.group = f"GPT-2 {folder.name} to Q4_0"
+    half, out = tmp_path / "f16.gguf", tmp_path / "q4_0.gguf"
+
+    def both() -> None:
+        _run(sys.executable, "-c", UPSTREAM, root, folder, half)
+        _run(quantize, half, out, "Q4_0")
+
+    benchmark.pedantic(both, rounds=1, warmup_rounds=1)
