@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from azquant.architectures import architecture_of_config
@@ -18,7 +20,7 @@ from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan, target_type
 from azquant.conversion.report import ConversionReport, TensorRow
 from azquant.conversion.tokenizer import tokenizer_metadata
-from azquant.conversion.write import encoded_bands
+from azquant.conversion.write import Encoder
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
 from azquant.types import GGMLType
@@ -108,16 +110,21 @@ def convert(
             check_output(output, overwrite=overwrite)
         written = [output]
         if not dry_run:
-            hashes = source_metadata(files, file_hashes(files))
-            items = {item.rule.name: item for item in plan.tensors}
+            encoder = opened.enter_context(Encoder(plan.tensors))
             written = _write(
                 output,
-                {**before, **config.metadata(), **after, **hashes, **tokenizer},
+                lambda hashes: {
+                    **before,
+                    **config.metadata(),
+                    **after,
+                    **source_metadata(files, hashes),
+                    **tokenizer,
+                },
                 [item.spec for item in plan.tensors],
-                lambda spec: encoded_bands(items[spec.name]),
+                encoder.data,
+                files,
                 split_max_size,
                 overwrite=overwrite,
-                sources=files,
                 progress=progress,
             )
         merged = (f"LoRA adapter {lora}: {len(adapter)} modules merged in float32",) if adapter else ()
@@ -136,17 +143,28 @@ def convert(
 
 def _write(
     output: Path,
-    metadata: dict[str, MetadataValue],
+    metadata: Callable[[list[str]], dict[str, MetadataValue]],
     specs: list[TensorSpec],
     data: Callable[[TensorSpec], Iterable[Any]],
+    files: tuple[Path, ...],
     split_max_size: int | None,
     **options: Any,
 ) -> list[Path]:
-    """One file, or several where the tensors take more than ``split_max_size`` bytes."""
+    """One file, or several where the tensors take more than ``split_max_size`` bytes.
+
+    ``metadata`` are made of the hashes of ``files``. For one file, these are computed while it is written.
+    """
+    options["sources"] = files
     if split_max_size is not None and sum(spec.nbytes for spec in specs) > split_max_size:
         prefix = output.with_suffix("") if output.suffix == ".gguf" else output
-        return write_split_gguf(prefix, metadata, specs, data, max_bytes=split_max_size, **options)
-    write_gguf(output, metadata, specs, data, **options)
+        said = metadata(file_hashes(files))
+        return write_split_gguf(prefix, said, specs, data, max_bytes=split_max_size, **options)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as ended:
+        ended.callback(stop.set)
+        hashes = pool.submit(file_hashes, files, stop)
+        placeholder = metadata(["0" * 64 for _ in files])
+        write_gguf(output, placeholder, specs, data, late=lambda: metadata(hashes.result()), **options)
     return [output]
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from azquant._version import __version__
@@ -108,17 +109,17 @@ def source_metadata(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, M
     }
 
 
-def file_hashes(files: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file, several at a time. Raises InputFileError."""
+def file_hashes(files: Sequence[Path], stop: Event | None = None) -> list[str]:
+    """SHA-256 of each file, several at a time; of no use once ``stop`` is set. Raises InputFileError."""
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(_file_hash, files))
+        return list(pool.map(lambda path: _file_hash(path, stop), files))
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, stop: Event | None) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
+            while (stop is None or not stop.is_set()) and (chunk := file.read(1 << 22)):
                 digest.update(chunk)
     except OSError as error:
         raise InputFileError(f"{path}: cannot be read: {error}") from error

@@ -1,8 +1,15 @@
-"""Tensor data on its way into the file: one band of rows in memory at a time, encoded as it is asked for."""
+"""Tensor data on its way into the file: one band of rows in memory at a time, encoded as it is asked for.
+
+Small tensors are read, turned and encoded ahead by a few threads, within a budget of memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,12 +18,66 @@ from numpy.typing import NDArray
 from azquant.architectures.base import Keep
 from azquant.conversion.plan import PlannedTensor, Source
 from azquant.errors import NonFiniteError
+from azquant.gguf import TensorSpec
 from azquant.ops import encode_rows
 
-__all__ = ["encoded_bands"]
+__all__ = ["Encoder", "encoded_bands"]
 
 BAND_ELEMENTS = 1 << 22
 """Weights held in float32 at a time (16 MiB), where a transform does not need more."""
+
+
+AHEAD_ELEMENTS = 1 << 23
+"""Weights of the tensors that are encoded ahead of the one being written, together (32 MiB in float32)."""
+WORKERS = 2
+
+Bands = list[NDArray[np.uint8]]
+
+
+class Encoder:
+    """The bytes of planned tensors, asked for in order; use it in a ``with``, which ends its threads.
+
+    What is ahead never holds more than AHEAD_ELEMENTS weights; a larger tensor is encoded where it is asked
+    for, band by band.
+    """
+
+    def __init__(self, items: Sequence[PlannedTensor]) -> None:
+        self._items = {item.rule.name: item for item in items}
+        self._waiting = deque(item for item in items if item.spec.nbytes)
+        self._ahead: dict[str, Future[Bands]] = {}
+        self._room = AHEAD_ELEMENTS
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="azquant-encode")
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def data(self, spec: TensorSpec) -> Iterable[NDArray[np.uint8]]:
+        """The bytes of the tensor ``spec``, band by band. Errors are those of :func:`encoded_bands`."""
+        self._fill()
+        future = self._ahead.pop(spec.name, None)
+        if future is None:
+            if self._waiting and self._waiting[0].rule.name == spec.name:
+                self._waiting.popleft()
+            return encoded_bands(self._items[spec.name])
+        bands = future.result()
+        self._room += prod(spec.shape)
+        self._fill()
+        return bands
+
+    def _fill(self) -> None:
+        while self._waiting and prod(self._waiting[0].rule.shape) <= self._room:
+            item = self._waiting.popleft()
+            self._room -= prod(item.rule.shape)
+            self._ahead[item.rule.name] = self._pool.submit(_all_bands, item)
+
+
+def _all_bands(item: PlannedTensor) -> Bands:
+    return list(encoded_bands(item))
 
 
 def encoded_bands(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:

@@ -98,6 +98,15 @@ class AtomicFile:
         except OSError as error:
             raise _failed(self.path, error) from error
 
+    def rewrite(self, data: memoryview) -> None:
+        """Replace the file's first bytes by ``data``."""
+        try:
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            self.write(data)
+            os.lseek(self.descriptor, 0, os.SEEK_END)
+        except OSError as error:
+            raise _failed(self.path, error) from error
+
     def sync(self) -> None:
         """Bring what was written to the disk, and have it read from there from now on."""
         try:

@@ -93,6 +93,7 @@ def write_gguf(
     sources: Iterable[str | PathLike[str]] = (),
     verify: bool = True,
     progress: Progress | None = None,
+    late: Callable[[], Mapping[str, MetadataValue]] | None = None,
 ) -> None:
     """Write a GGUF file of ``metadata`` and ``tensors``, in their order.
 
@@ -100,7 +101,8 @@ def write_gguf(
     many buffers as it likes (bytes, memoryview, C-contiguous arrays of any dtype); one at a time is held.
     ``sources`` are files that are read meanwhile and which the output must therefore not be.
     ``verify`` reads everything back from the disk and compares it before the file gets its name.
-    ``progress(done, total)`` is told the bytes of the file written so far.
+    ``progress(done, total)`` is told the bytes of the file written so far. ``late()``, asked after the data,
+    gives the metadata again with values that were not known before; they must take the same bytes.
 
     An alignment other than 32 is recorded as ``general.alignment`` where ``metadata`` does not do so.
 
@@ -110,7 +112,8 @@ def write_gguf(
     """
     layout = Layout(metadata, tensors, alignment)
     with AtomicFile(path, layout.total, overwrite=overwrite, sources=sources) as output:
-        fill(output, layout, data, verify=verify, progress=progress)
+        final = None if late is None else lambda: Layout(late(), tensors, alignment)
+        fill(output, layout, data, verify=verify, progress=progress, late=final)
         output.publish()
 
 
@@ -129,9 +132,18 @@ class Layout:
 
 
 def fill(
-    output: AtomicFile, layout: Layout, data: Data, *, verify: bool = True, progress: Progress | None = None
+    output: AtomicFile,
+    layout: Layout,
+    data: Data,
+    *,
+    verify: bool = True,
+    progress: Progress | None = None,
+    late: Callable[[], Layout] | None = None,
 ) -> None:
-    """Write ``layout`` and its data into ``output``, which is not published yet."""
+    """Write ``layout`` and its data into ``output``, which is not published yet.
+
+    ``late()``, asked after the data, gives the layout whose header shall stand there in the end.
+    """
     output.write(memoryview(layout.header))
     done = len(layout.header)
     checksums = []
@@ -142,6 +154,11 @@ def fill(
         done += spec.nbytes + padding
     if progress is not None:
         progress(done, layout.total)
+    if late is not None:
+        size, layout = len(layout.header), late()
+        if len(layout.header) != size:
+            raise ArgumentError(f"the late metadata take {len(layout.header)} bytes, not {size} as before")
+        output.rewrite(memoryview(layout.header))
     output.sync()
     if verify:
         _verify(output, layout, checksums)
