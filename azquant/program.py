@@ -136,7 +136,7 @@ class ProgramBuilder(Generic[M]):
         neox: bool = False,
         scale: float = 1.0,
     ) -> None:
-        """Rotates the first 2 * len(frequencies) dimensions of ``n_head`` heads of x in place, times ``scale``."""
+        """Rotates the first 2 * len(frequencies) dimensions of n_head heads of x in place; scales them."""
         self.ops.append(
             Op(
                 "rope",

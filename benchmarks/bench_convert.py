@@ -106,6 +106,68 @@ def bench_library(benchmark: Any, folder: Path, tmp_path: Path) -> None:
     benchmark.pedantic(azquant.convert, (folder, out), {"overwrite": True}, rounds=3, warmup_rounds=1)
 
 
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+MEASURE = """
+import pathlib, resource, sys, warnings
+warnings.simplefilter("ignore")
+from azquant.conversion import convert
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+convert(sys.argv[1], sys.argv[2], overwrite=True)
+print(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def bench_memory(benchmark: Any, tmp_path: Path) -> None:
+    """A sparse checkpoint of 4.5 GB, with 1.5 GB of address space: the peak is in the row's extra info.
+
+    The bound is the largest source tensor in F32 (525 MB here) and 200 MB.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to see the peak memory")
+    width, inner, vocabulary = 4096, 14336, 32_000
+    shapes = {"model.embed_tokens.weight": (vocabulary, width), "lm_head.weight": (vocabulary, width)}
+    for i in range(4):
+        for name, rows, columns in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.k_proj", width // 4, width),
+            ("self_attn.v_proj", width // 4, width),
+            ("self_attn.o_proj", width, width),
+            ("mlp.gate_proj", inner, width),
+            ("mlp.up_proj", inner, width),
+            ("mlp.down_proj", width, inner),
+        ):
+            shapes[f"model.layers.{i}.{name}.weight"] = (rows, columns)
+    header: dict[str, Any] = {}
+    offset = 0
+    norms = [f"model.layers.{i}.{n}_layernorm.weight" for i in range(4) for n in ("input", "post_attention")]
+    for name, shape in {**shapes, **dict.fromkeys([*norms, "model.norm.weight"], (width,))}.items():
+        size = 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    head = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.seek(8 + len(head))
+        file.write(np.ones(1, np.float32).tobytes())  # so that the embedding is not the head
+        file.truncate(8 + len(head) + offset)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(tmp_path / "out.gguf"), str(1500 << 20)]
+    benchmark.group = f"Llama of {offset / 1e9:.1f} GB to Q4_0"
+
+    def run() -> None:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        benchmark.extra_info["peak_rss_mb"] = int(done.stdout) // 1024
+
+    benchmark.pedantic(run, rounds=1)
+    print(f"peak RSS {benchmark.extra_info['peak_rss_mb']} MB")
+
+
 def bench_llama_cpp(benchmark: Any, folder: Path, tmp_path: Path) -> None:
     root = os.environ.get("AZQUANT_LLAMA_CPP")
     quantize = Path(root or "", "build", "bin", "llama-quantize")
