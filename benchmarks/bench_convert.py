@@ -56,7 +56,8 @@ def write_gpt2(folder: Path, width: int, layers: int, heads: int) -> Path:
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": VOCABULARY, "n_ctx": CONTEXT,
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": VOCABULARY,
+        "n_ctx": CONTEXT,
         "n_positions": CONTEXT, "n_embd": width, "n_layer": layers, "n_head": heads, "eos_token_id": 256,
         "bos_token_id": 256, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
     }  # fmt: skip
