@@ -64,7 +64,9 @@ def active_isa() -> str:
 
 def use_isa(name: str) -> None:
     """Always ArgumentError: there are no kernels to choose from."""
-    raise ArgumentError(f"ISA {name!r} cannot be chosen: the NumPy backend runs (AZQUANT_BACKEND, or no C build)")
+    raise ArgumentError(
+        f"ISA {name!r} cannot be chosen: the NumPy backend runs (AZQUANT_BACKEND, or no C build)"
+    )
 
 
 def threads() -> int:
@@ -323,7 +325,14 @@ class _Step:
     """One step: the buffers, and a method for each kind of op."""
 
     def __init__(
-        self, spec: ProgramSpec[Matrix], kv: KVCache, compute: str, tokens: Ints, sequence: Ints, position: Ints, out: Ints
+        self,
+        spec: ProgramSpec[Matrix],
+        kv: KVCache,
+        compute: str,
+        tokens: Ints,
+        sequence: Ints,
+        position: Ints,
+        out: Ints,
     ) -> None:
         self.kv, self.compute = kv, compute
         self.tokens, self.sequence, self.position, self.out_rows = tokens, sequence, position, out
@@ -375,7 +384,11 @@ class _Step:
         cosines = np.cos(angles).astype(np.float32) * np.float32(op.scale)
         sines = np.sin(angles).astype(np.float32) * np.float32(op.scale)
         half = op.n_rot // 2
-        pair = (slice(0, half), slice(half, op.n_rot)) if op.rope_neox else (slice(0, op.n_rot, 2), slice(1, op.n_rot, 2))
+        pair = (
+            (slice(0, half), slice(half, op.n_rot))
+            if op.rope_neox
+            else (slice(0, op.n_rot, 2), slice(1, op.n_rot, 2))
+        )
         first, second = x[..., pair[0]].copy(), x[..., pair[1]].copy()
         x[..., pair[0]] = first * cosines - second * sines
         x[..., pair[1]] = first * sines + second * cosines
@@ -439,7 +452,9 @@ class Program:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
         t, s, p, o = map(as_indices, (tokens, sequence, position, out_rows))
         if not len(t) == len(s) == len(p):
-            raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
+            raise ShapeError(
+                f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal"
+            )
         limits = ((t, self._n_tokens), (s, kv.n_seq), (p, min(kv.n_ctx, self._n_positions)), (o, len(t)))
         if any(v.size and (v.min() < 0 or v.max() >= limit) for v, limit in limits):
             raise ShapeError(f"step of {len(t)} tokens: an index is out of range")

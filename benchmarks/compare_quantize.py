@@ -41,9 +41,12 @@ azquant.set_num_threads(int(sys.argv[4]))
 from azquant import quantize_file
 ready = time.perf_counter()
 marks = []
-quantize_file(sys.argv[1], sys.argv[2], sys.argv[3], overwrite=True, progress=lambda done, total: marks.append(time.perf_counter()))
+def told(done, total):
+    marks.append(time.perf_counter())
+quantize_file(*sys.argv[1:4], overwrite=True, progress=told)
 end = time.perf_counter()
-print(json.dumps({"import": ready - start, "quantize": marks[-1] - ready, "sync and verify": end - marks[-1]}))
+parts = {"import": ready - start, "quantize": marks[-1] - ready, "sync and verify": end - marks[-1]}
+print(json.dumps(parts))
 """
 
 

@@ -24,10 +24,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parent / "golden" / "llama_quantize.json"
-TARGETS = (
-    "q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs "
-    "tq1_0 tq2_0 f16 bf16"
-).split()
+TARGETS = [
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k_s",
+    "q3_k_m",
+    "q3_k_l",
+    "q4_k_s",
+    "q4_k_m",
+    "q5_k_s",
+    "q5_k_m",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "tq1_0",
+    "tq2_0",
+    "f16",
+    "bf16",
+]
 
 GPT2 = {"arch": "gpt2", "width": 256, "ffn": 512, "layers": 8, "heads": 4, "kv_heads": 4, "vocab": 48}
 LLAMA = {"arch": "llama", "width": 256, "ffn": 684, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 48}

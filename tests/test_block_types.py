@@ -1,4 +1,4 @@
-"""Every ggml type: the bytes of ggml's reference quantizers, the values of its dequantizers, on every backend."""
+"""Every ggml type on every backend: the bytes and values are those of ggml's reference functions."""
 
 from __future__ import annotations
 

@@ -25,7 +25,21 @@ from azquant.errors import (
 )
 from azquant.gguf import open_gguf
 
-LISTED = "q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k_m q4_k_m q5_k_m q6_k iq4_nl f16 bf16".split()
+LISTED = [
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k_m",
+    "q4_k_m",
+    "q5_k_m",
+    "q6_k",
+    "iq4_nl",
+    "f16",
+    "bf16",
+]
 GOLDEN: dict[str, dict[str, Any]] = json.loads(cases.GOLDEN.read_text())
 
 
@@ -77,7 +91,7 @@ def test_a_tensor_that_has_its_type_already_is_copied(sources: Path, tmp_path: P
 def test_requantizing_must_be_allowed_and_is_recorded(sources: Path, tmp_path: Path) -> None:
     once, twice = tmp_path / "once.gguf", tmp_path / "twice.gguf"
     quantize(sources / "gpt2-512-untied.gguf", once, "q8_0")
-    with pytest.raises(ConversionError, match="is q8_0 already.*allow_requantize"):
+    with pytest.raises(ConversionError, match=r"is q8_0 already.*allow_requantize"):
         quantize(once, twice, "q4_0")
     assert not twice.exists()
     quantize(once, twice, "q4_0", allow_requantize=True)
@@ -92,9 +106,7 @@ def test_requantizing_must_be_allowed_and_is_recorded(sources: Path, tmp_path: P
 
 def test_metadata_are_kept(sources: Path, tmp_path: Path) -> None:
     made = tmp_path / "made.gguf"
-    quantize(
-        sources / "gpt2-256-imatrix.gguf", made, "q5_k_m", imatrix=sources / "gpt2-256-imatrix.imatrix"
-    )
+    quantize(sources / "gpt2-256-imatrix.gguf", made, "q5_k_m", imatrix=sources / "gpt2-256-imatrix.imatrix")
     with open_gguf(sources / "gpt2-256-imatrix.gguf") as file:
         before = dict(file.metadata)
     with open_gguf(made) as file:
@@ -153,6 +165,24 @@ def test_a_weight_that_is_no_number_is_named(sources: Path, tmp_path: Path, valu
     assert cases.digest(made) == cases.digest(tmp_path / "expected.gguf")
     with open_gguf(made) as file:
         assert file.metadata["azquant.nonfinite_zeroed"] == 1
+
+
+def test_a_split_model_becomes_one_file_or_as_many_shards(sources: Path, tmp_path: Path) -> None:
+    from azquant.gguf import split_gguf
+
+    whole = sources / "gpt2-256-pure.gguf"
+    shards = split_gguf(whole, tmp_path / "source", max_tensors=9)
+    expected = quantize(whole, tmp_path / "expected.gguf", "q4_k_m")
+    quantize(shards[0], tmp_path / "joined.gguf", "q4_k_m")
+    assert (tmp_path / "joined.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    report = quantize(shards[0], tmp_path / "made.gguf", "q4_k_m", keep_split=True)
+    made = sorted(tmp_path.glob("made-*"))
+    assert [path.name for path in made] == [f"made-0000{i}-of-0000{len(shards)}.gguf" for i in range(1, 5)]
+    assert report.destination == made[0] and report.file_bytes == sum(path.stat().st_size for path in made)
+    assert report.tensors == expected.tensors
+    with open_gguf(made[0]) as file, open_gguf(tmp_path / "expected.gguf") as one:
+        for name, tensor in one.tensors.items():
+            assert (file.tensors[name].data == tensor.data).all()
 
 
 def test_options_that_are_wrong_are_refused(sources: Path, tmp_path: Path) -> None:

@@ -22,10 +22,29 @@ from quantize_cases import numbers
 from azquant.types import TYPES
 
 GOLDEN = Path(__file__).parent / "golden" / "types.json"
-QUANTIZED = (
-    "q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 mxfp4 f16 bf16".split()
-)
-DECODED = [*QUANTIZED, *"q8_k iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq1_s iq1_m nvfp4 q1_0 q2_0".split()]
+QUANTIZED = [
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "tq1_0",
+    "tq2_0",
+    "mxfp4",
+    "f16",
+    "bf16",
+]
+DECODED = [
+    *QUANTIZED,
+    *["q8_k", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s", "iq1_m", "nvfp4", "q1_0", "q2_0"],
+]
 ROWS, COLUMNS = 24, 1280
 
 

@@ -70,7 +70,7 @@ def make_plan(
     target: Target,
     adapter: Adapter | None = None,
 ) -> Plan:
-    """Match every rule of ``architecture`` with a tensor of ``checkpoint``; choose types as llama-quantize does.
+    """Match every rule of ``architecture`` with a tensor of ``checkpoint``; choose types as llama-quantize.
 
     With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that
     is missing, left over, of the wrong shape or not of floats.
@@ -201,7 +201,7 @@ def _check_source(
 
 
 def block_warnings(choices: Mapping[str, Choice]) -> list[str]:
-    """What is to be said of tensors that no block fits: one warning per reason, rather than one per tensor."""
+    """What is to be said of tensors that no block fits: one warning per reason, not per tensor."""
     odd: dict[tuple[str, str], list[str]] = {}
     for name, choice in choices.items():
         if choice.fallback:

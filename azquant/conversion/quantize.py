@@ -1,4 +1,4 @@
-"""From one GGUF file to another with fewer bits: llama-quantize's choices and bytes, streamed band by band."""
+"""From one GGUF file to another with fewer bits: llama-quantize's choices and bytes, band by band."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from azquant.gguf import (
     check_output,
     keys,
     open_gguf,
-    planned_size,
-    write_gguf,
 )
+from azquant.gguf.shards import SPLIT_KEYS, shard_paths
+from azquant.gguf.split import write_shards
+from azquant.gguf.writer import Layout
 from azquant.ops import encode_rows
 from azquant.tensor import QTensor
 from azquant.types import GGMLType
@@ -38,7 +39,6 @@ __all__ = ["quantize_file"]
 BAND_ELEMENTS = 1 << 22
 """Weights worked on at a time: 16 MiB in float32."""
 
-_SPLIT_KEYS = (keys.SPLIT_NO, keys.SPLIT_COUNT, keys.SPLIT_TENSORS_COUNT)
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 _PLAIN = ("f32", "f16", "bf16")
 
@@ -56,6 +56,7 @@ def quantize_file(
     allow_requantize: bool = False,
     strict: bool = False,
     nonfinite: str = "error",
+    keep_split: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -72,6 +73,9 @@ def quantize_file(
     way to a type that fits, with a ConversionWarning; ``strict`` refuses. A NaN or infinity is an error;
     ``nonfinite="zero"`` makes zeros of them, counted in ``azquant.nonfinite_zeroed``.
 
+    A split model (``src`` is its first shard) becomes one file; ``keep_split`` writes as many shards again,
+    named after ``dst`` without its suffix: ``dst-00001-of-0000N.gguf``.
+
     ``dst`` appears whole or not at all. With ``dry_run`` nothing is written; the report tells the exact size.
 
     Raises InputFileError, GGUFError, FormatError (the importance matrix), ConversionError, NonFiniteError,
@@ -81,7 +85,8 @@ def quantize_file(
     if nonfinite not in ("error", "zero"):
         raise ArgumentError(f"nonfinite={nonfinite!r}: must be 'error' or 'zero'")
     source, destination = Path(src), Path(dst)
-    check_output(destination, overwrite=overwrite, sources=[source])
+    if not keep_split:
+        check_output(destination, overwrite=overwrite, sources=[source])
     importance = None if imatrix is None else read_imatrix(imatrix)
     options = Options.parse(
         pure=pure,
@@ -91,8 +96,6 @@ def quantize_file(
         has_imatrix=importance is not None,
     )
     with open_gguf(source) as file:
-        if file.byte_order != "<":
-            raise ConversionError(f"{source} is big-endian: convert the model again on this machine")
         weights = [Weight(t.name, t.shape, t.type) for t in file.tensors.values()]
         model = Model.from_metadata(file.metadata)
         choices = choose_types(weights, target, model, options)
@@ -107,22 +110,24 @@ def quantize_file(
         for message in said:
             warnings.warn(message, ConversionWarning, stacklevel=2)
         metadata = _metadata(file, target, jobs.values(), importance, dry_run)
-        specs = [TensorSpec(job.tensor.name, job.tensor.shape, job.choice.type) for job in jobs.values()]
-        size = planned_size(metadata, specs, alignment=file.alignment)
+        groups, targets = [list(jobs.values())], [destination]
+        if keep_split and len(file.paths) > 1:
+            groups = [[job for job in jobs.values() if job.tensor.path == path] for path in file.paths]
+            targets = shard_paths(destination.with_suffix(""), len(groups))
+        layouts = _layouts(groups, metadata, file.alignment)
+        size = sum(layout.total for layout in layouts)
         if not dry_run:
-            write_gguf(
-                destination,
-                metadata,
-                specs,
+            write_shards(
+                targets,
+                layouts,
                 lambda spec: jobs[spec.name].bands(),
-                alignment=file.alignment,
                 overwrite=overwrite,
-                sources=[source],
+                sources=file.paths,
                 progress=progress,
             )
         return ConversionReport(
             source=source,
-            destination=destination,
+            destination=targets[0],
             architecture=model.architecture,
             type=target.name,
             tensors=tuple(job.row() for job in jobs.values()),
@@ -158,15 +163,18 @@ class _Job:
 
     def bands(self) -> Iterator[NDArray[np.uint8]]:
         """The bytes of the new tensor."""
+        data = self.tensor.data
         if self.copied:
-            yield from self._copied_bands()
+            for at in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
+                yield data[at : at + 4 * BAND_ELEMENTS]
+                self.tensor.release(at, at + 4 * BAND_ELEMENTS)
             return
         rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
         slices = 1 if self.importance is None else len(self.importance)
         per_slice = rows // slices
         for i in range(slices):
             importance = None if self.importance is None else self.importance[i]
-            for first, band in self._floats(i * per_slice, (i + 1) * per_slice, columns):
+            for first, band in self._floats(data, i * per_slice, (i + 1) * per_slice, columns):
                 if self.zero_nonfinite:
                     band = _without_nonfinite(band)
                 yield encode_rows(
@@ -177,17 +185,14 @@ class _Job:
     def _offset(self, row: int) -> int:
         return row * self.tensor.type.row_bytes(self.tensor.shape[-1])
 
-    def _copied_bands(self) -> Iterator[NDArray[np.uint8]]:
-        for at in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
-            yield self.tensor.data[at : at + 4 * BAND_ELEMENTS]
-            self.tensor.release(at, at + 4 * BAND_ELEMENTS)
-
-    def _floats(self, start: int, stop: int, columns: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _floats(
+        self, tensor_data: NDArray[np.uint8], start: int, stop: int, columns: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Rows ``start`` to ``stop`` in float32, and where each band begins. F32 is seen in place."""
         step = max(1, BAND_ELEMENTS // columns)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            data = self.tensor.data[self._offset(first) : self._offset(last)]
+            data = tensor_data[self._offset(first) : self._offset(last)]
             if self.tensor.type.name == "f32" and data.ctypes.data % 4 == 0:
                 yield first, data.view("<f4").reshape(last - first, columns)
             else:
@@ -196,7 +201,9 @@ class _Job:
     def count_nonfinite(self) -> int:
         """How many of its weights are NaN or infinite."""
         rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
-        return sum(int((~np.isfinite(band)).sum()) for _, band in self._floats(0, rows, columns))
+        return sum(
+            int((~np.isfinite(band)).sum()) for _, band in self._floats(self.tensor.data, 0, rows, columns)
+        )
 
 
 def _without_nonfinite(band: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -236,8 +243,9 @@ def _check(
             )
         if tensor.type.name not in _PLAIN and not allow_requantize:
             raise ConversionError(
-                f"tensor {tensor.name} is {tensor.type} already; quantizing it again loses more than quantizing "
-                "the original would. Use the original file, or allow it (allow_requantize, --allow-requantize)"
+                f"tensor {tensor.name} is {tensor.type} already; quantizing it again loses more than "
+                "quantizing the original would. Use the original file, or allow it (allow_requantize, "
+                "--allow-requantize)"
             )
         if target.name == "q2_k_s" and choice.type.name == "q2_k" and not has_imatrix:
             raise ConversionError(
@@ -245,10 +253,27 @@ def _check(
             )
 
 
+def _layouts(
+    groups: Sequence[Sequence[_Job]], metadata: Mapping[str, MetadataValue], alignment: int
+) -> list[Layout]:
+    """The files to be written: one, or shards, the first of which has the metadata."""
+    count = sum(map(len, groups))
+    layouts = []
+    for number, group in enumerate(groups):
+        found = dict(metadata) if number == 0 else {}
+        if len(groups) > 1:
+            found[keys.SPLIT_NO] = keys.u16(number)
+            found[keys.SPLIT_COUNT] = keys.u16(len(groups))
+            found[keys.SPLIT_TENSORS_COUNT] = keys.i32(count)
+        specs = [TensorSpec(job.tensor.name, job.tensor.shape, job.choice.type) for job in group]
+        layouts.append(Layout(found, specs, alignment))
+    return layouts
+
+
 def _metadata(
     file: GGUFFile, target: Target, jobs: Collection[_Job], importance: ImportanceMatrix | None, dry_run: bool
 ) -> Mapping[str, MetadataValue]:
-    metadata = {key: value for key, value in file.copy_metadata().items() if key not in _SPLIT_KEYS}
+    metadata = {key: value for key, value in file.copy_metadata().items() if key not in SPLIT_KEYS}
     metadata[keys.QUANTIZATION_VERSION] = keys.u32(_QUANTIZATION_VERSION)
     metadata[keys.FILE_TYPE] = keys.u32(target.file_type)
     if importance is not None:

@@ -83,7 +83,7 @@ class GGUFTensor:
 
         They count no longer as this process's memory; reading them again is allowed, only slower.
         """
-        mapped = getattr(self._file_bytes.base, "obj", None)
+        mapped = getattr(self._file_bytes.base, "obj", None)  # NumPy keeps the memoryview of the map
         if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
             return
         first = -(-(self.offset + start) // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -118,7 +118,10 @@ def write_gguf(
 
 
 def planned_size(
-    metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorSpec], *, alignment: int = DEFAULT_ALIGNMENT
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[TensorSpec],
+    *,
+    alignment: int = DEFAULT_ALIGNMENT,
 ) -> int:
     """Bytes of the file that :func:`write_gguf` would write. Raises ArgumentError as it would."""
     return Layout(metadata, tensors, alignment).total
