@@ -181,7 +181,7 @@ def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes
     out = np.empty(rows * row_bytes, dtype=np.uint8)
     bad = ffi.new("int64_t *")
     weights = ffi.NULL if importance is None else _floats(importance)
-    status = lib.azq_quantize(type_id, _floats(x), rows, k, weights, _bytes(out), bad)
+    status = lib.azq_quantize_weighted(type_id, _floats(x), rows, k, weights, _bytes(out), bad)
     if status in (lib.AZQ_E_NONFINITE, lib.AZQ_E_RANGE):
         raise NonFiniteError(f"element {bad[0]} cannot be represented", index=int(bad[0]))
     check(status, "quantize")

@@ -134,8 +134,12 @@ static void quantize_task(void *context, int64_t task, int worker) {
     }
 }
 
-azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, const float *importance, void *dst,
-                        int64_t *bad_index) {
+azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void *dst, int64_t *bad_index) {
+    return azq_quantize_weighted(type, x, rows, k, NULL, dst, bad_index);
+}
+
+azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t k, const float *importance,
+                                 void *dst, int64_t *bad_index) {
     const geometry *block = geometry_of(type);
     const azq_kernel_slots *kernels = azq_active();
     if (!block || !kernels->quantize_row[type]) {

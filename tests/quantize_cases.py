@@ -160,6 +160,7 @@ def write_imatrix(case: dict[str, Any], path: Path) -> None:
             file.write(struct.pack("<ii", 7, 4) + b"text")
         return
     writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["text"])
     writer.add_uint32("imatrix.chunk_count", 7)
     writer.add_uint32("imatrix.chunk_size", 512)

@@ -1,9 +1,8 @@
 """Importance matrices: how much an error in each column of each tensor counts, as llama-imatrix measures it.
 
-Two formats are read. GGUF files hold for every tensor ``NAME.in_sum2``, the sums of squared activations
-(experts, columns), and ``NAME.counts``, over how many. Files of the older format (``.dat``, little-endian)
-hold a count of entries, for each the name, a count of calls, and the float32 values times that count; then
-optionally the chunks and the dataset's name. Source: imatrix-loader.cpp of llama.cpp.
+Two formats are read: GGUF (:mod:`azquant.imatrix`) and the older ``.dat``, little-endian: a count of
+entries, for each the name, a count of calls, and the float32 values times that count; then optionally the
+chunks and the dataset's name. Source: imatrix-loader.cpp of llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import struct
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from azquant import imatrix
 from azquant.errors import FormatError, InputFileError
-from azquant.gguf import MetadataValue, keys, open_gguf
+from azquant.gguf import MetadataValue, keys
 
 __all__ = ["ImportanceMatrix", "read_imatrix"]
 
@@ -73,27 +72,13 @@ def read_imatrix(path: str | PathLike[str]) -> ImportanceMatrix:
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:
-    with open_gguf(path) as file:
-        tensors: dict[str, Floats] = {}
-        for name, tensor in file.tensors.items():
-            if not name.endswith(".in_sum2"):
-                continue
-            base = name.removesuffix(".in_sum2")
-            counts = file.tensors.get(base + ".counts")
-            if counts is None or {tensor.type.name, counts.type.name} != {"f32"}:
-                raise FormatError(f"{base} has no float32 sums and counts", path=path)
-            # Counts are written as float32 but whole numbers; a slice never met counts as equally important.
-            count = np.rint(counts.data.view("<f4").astype(np.float64)).astype(np.float32).reshape(-1, 1)
-            if not count.size or tensor.nbytes // 4 % count.size:
-                raise FormatError(f"{base} has {count.size} counts for {tensor.shape}", path=path)
-            sums = tensor.data.view("<f4").astype(np.float32).reshape(count.size, -1)
-            with np.errstate(all="ignore"):
-                means = np.where(count > 0, sums / count, np.float32(1)).astype(np.float32)
-            tensors[base] = means.reshape(-1)
-        datasets: Any = file.metadata.get("imatrix.datasets", ())
-        chunks = file.metadata.get("imatrix.chunk_count", 0)
-        dataset = next((str(name) for name in list(datasets)), "") if not isinstance(datasets, str) else ""
-        return ImportanceMatrix(path, tensors, dataset, chunks if isinstance(chunks, int) else 0)
+    read = imatrix.read_imatrix(path)
+    tensors = {}
+    for name in read.sums:
+        importance = read.importance(name)
+        assert importance is not None
+        tensors[name] = importance.astype(np.float32).reshape(-1)
+    return ImportanceMatrix(path, tensors, next(iter(read.datasets), ""), read.chunk_count)
 
 
 class _Reader:

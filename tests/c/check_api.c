@@ -242,7 +242,7 @@ static void check_row_arguments(void) {
     float x[64] = {0}, y[64];
     uint8_t blocks[256] = {0};
     int64_t bad;
-    static const int unknown[] = {-1, 3, 12, AZQ_TYPE_COUNT, AZQ_TYPE_COUNT + 1, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 4, 24, AZQ_TYPE_COUNT, AZQ_TYPE_COUNT + 1, INT32_MAX, INT32_MIN};
     for (int i = 0; i < 7; i++) {
         expect(azq_row_bytes(unknown[i], 256) == -1, "row_bytes of type %d", unknown[i]);
         refuse(azq_quantize(unknown[i], x, 1, 32, blocks, &bad), AZQ_E_TYPE, "quantize to an unknown type");
