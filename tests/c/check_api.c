@@ -270,7 +270,7 @@ static void check_matrix_arguments(void) {
     azq_matrix *w = NULL;
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, blocks, 2, 32, NULL), AZQ_E_NULL);
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, NULL, 2, 32, &w), AZQ_E_NULL);
-    REFUSE(azq_matrix_create(3, blocks, 2, 32, &w), AZQ_E_TYPE);
+    REFUSE(azq_matrix_create(4, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(-1, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(AZQ_TYPE_COUNT, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, blocks, 2, 48, &w), AZQ_E_SHAPE);
