@@ -121,8 +121,9 @@ def quantize_file(
                 targets,
                 layouts,
                 lambda spec: jobs[spec.name].bands(),
-                overwrite=overwrite,
                 sources=file.paths,
+                overwrite=overwrite,
+                verify=True,
                 progress=progress,
             )
         return ConversionReport(

@@ -10,7 +10,7 @@ from azquant.gguf.encoding import MetadataValue
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
 from azquant.gguf.split import merge_gguf, split_gguf, write_split_gguf
 from azquant.gguf.values import GGUFArray, Value, ValueType
-from azquant.gguf.writer import TensorSpec, planned_size, write_gguf
+from azquant.gguf.writer import TensorSpec, write_gguf
 
 __all__ = [
     "GGUFArray",
@@ -26,7 +26,6 @@ __all__ = [
     "keys",
     "merge_gguf",
     "open_gguf",
-    "planned_size",
     "split_gguf",
     "write_gguf",
     "write_split_gguf",

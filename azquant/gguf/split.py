@@ -156,6 +156,7 @@ def write_shards(
     verify: bool,
     progress: Progress | None,
 ) -> None:
+    """Write ``layouts`` to ``targets``; all are complete before the first gets its name."""
     total = sum(layout.total for layout in layouts)
     before = 0
 

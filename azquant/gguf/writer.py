@@ -36,7 +36,7 @@ from azquant.gguf.header import (
 from azquant.gguf.reader import open_descriptor
 from azquant.types import GGMLType, get_type
 
-__all__ = ["TensorSpec", "planned_size", "write_gguf"]
+__all__ = ["TensorSpec", "write_gguf"]
 
 _VERSION = 3
 _PIECE = 4 << 20  # bytes read back at a time
@@ -115,16 +115,6 @@ def write_gguf(
         final = None if late is None else lambda: Layout(late(), tensors, alignment)
         fill(output, layout, data, verify=verify, progress=progress, late=final)
         output.publish()
-
-
-def planned_size(
-    metadata: Mapping[str, MetadataValue],
-    tensors: Sequence[TensorSpec],
-    *,
-    alignment: int = DEFAULT_ALIGNMENT,
-) -> int:
-    """Bytes of the file that :func:`write_gguf` would write. Raises ArgumentError as it would."""
-    return Layout(metadata, tensors, alignment).total
 
 
 class Layout:
