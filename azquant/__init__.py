@@ -19,7 +19,7 @@ from azquant.ops import dequantize, matmul, quantize
 from azquant.tensor import QTensor
 
 if TYPE_CHECKING:
-    from azquant.conversion import convert
+    from azquant.conversion import convert, quantize_file
     from azquant.engine import load
     from azquant.gguf import open_gguf
 
@@ -38,12 +38,18 @@ __all__ = [
     "num_threads",
     "open_gguf",
     "quantize",
+    "quantize_file",
     "set_num_threads",
     "use_isa",
 ]
 
 # Loaded on first use, so that `import azquant` stays quick.
-_LAZY = {"convert": "azquant.conversion", "load": "azquant.engine", "open_gguf": "azquant.gguf"}
+_LAZY = {
+    "convert": "azquant.conversion",
+    "load": "azquant.engine",
+    "open_gguf": "azquant.gguf",
+    "quantize_file": "azquant.conversion",
+}
 
 
 def __getattr__(name: str) -> Any:

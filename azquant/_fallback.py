@@ -15,8 +15,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from azquant._fallback_decode import DECODERS
+from azquant._fallback_encode import ENCODERS, SCALES_AT, TOO_LARGE
 from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
 from azquant.program import Op, ProgramSpec, Ref, as_indices
+from azquant.types import GGMLType, type_by_id
 
 __all__ = [
     "NAME",
@@ -40,7 +43,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30
+Q4_0, Q8_0 = 2, 8
 BLOCK = 32
 BAND = 1 << 20
 """Elements worked on at a time, so that temporaries stay small."""
@@ -61,7 +64,9 @@ def active_isa() -> str:
 
 def use_isa(name: str) -> None:
     """Always ArgumentError: there are no kernels to choose from."""
-    raise ArgumentError(f"ISA {name!r} cannot be chosen: the NumPy backend runs (AZQUANT_BACKEND, or no C build)")
+    raise ArgumentError(
+        f"ISA {name!r} cannot be chosen: the NumPy backend runs (AZQUANT_BACKEND, or no C build)"
+    )
 
 
 def threads() -> int:
@@ -119,122 +124,68 @@ def scan_strings(
 # ---- blocks ------------------------------------------------------------------------------------------
 
 
-def _low_byte(t: Floats) -> npt.NDArray[np.int8]:
-    """float -> int8 as C on x86 does it: truncation, and 0 where the number fits no int32."""
-    fits = (t > -2147483648.0) & (t < 2147483648.0)
-    return np.where(fits, t, 0).astype(np.int32).astype(np.int8)
-
-
-def _inverse(d: Floats) -> Floats:
-    return np.divide(1.0, d, out=np.zeros_like(d), where=d != 0)
-
-
-def _quantize_q4_0(x: Floats) -> Bytes:
-    blocks = x.reshape(-1, BLOCK)
-    at = np.abs(blocks).argmax(axis=1)[:, None]  # the first one, as the reference takes it
-    largest = np.take_along_axis(blocks, at, axis=1)
-    largest = np.where(largest == 0, np.float32(0), largest)  # never -0
-    d = largest / np.float32(-8)
-    q = np.minimum(_low_byte(blocks * _inverse(d) + np.float32(8.5)), 15).view(np.uint8)
-    out = np.empty((len(blocks), 18), dtype=np.uint8)
-    out[:, :2] = d.astype("<f2").view(np.uint8)
-    out[:, 2:] = q[:, :16] | q[:, 16:] << 4
-    return out
-
-
-def _quantize_q8_0(x: Floats) -> Bytes:
-    blocks = x.reshape(-1, BLOCK)
-    d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    t = blocks * _inverse(d)
-    # Half away from zero: add the float just below 0.5 with the sign of t, then truncate.
-    q = _low_byte(t + np.copysign(np.float32(0.49999997), t))
-    out = np.empty((len(blocks), 34), dtype=np.uint8)
-    out[:, :2] = d.astype("<f2").view(np.uint8)
-    out[:, 2:] = q.view(np.uint8)
-    return out
-
-
-def _quantize_bf16(x: Floats) -> Bytes:
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").view(np.uint8)
-
-
-def _dequantize_q4_0(data: Bytes) -> Floats:
-    blocks = data.reshape(-1, 18)
-    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    q = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).view(np.int8) - np.int8(8)
-    return q.astype(np.float32) * d
-
-
-def _dequantize_q8_0(data: Bytes) -> Floats:
-    blocks = data.reshape(-1, 34)
-    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    return blocks[:, 2:].view(np.int8).astype(np.float32) * d
-
-
-_INFINITY = float("inf")
-_ENCODERS: dict[int, tuple[int, int, float, Callable[[Floats], Bytes]]] = {
-    # type: (elements per block, bytes per block, magnitude whose block scale overflows fp16, encoder)
-    F32: (1, 4, _INFINITY, lambda x: x.astype("<f4").view(np.uint8)),
-    F16: (1, 2, _INFINITY, lambda x: x.astype("<f2").view(np.uint8)),
-    BF16: (1, 2, _INFINITY, _quantize_bf16),
-    Q4_0: (32, 18, 65520.0 * 8, _quantize_q4_0),
-    Q8_0: (32, 34, 65520.0 * 127, _quantize_q8_0),
-}
-_DECODERS: dict[int, Callable[[Bytes], Floats]] = {
-    F32: lambda data: data.view("<f4").astype(np.float32),
-    F16: lambda data: data.view("<f2").astype(np.float32),
-    BF16: lambda data: (data.view("<u2").astype(np.uint32) << 16).view(np.float32),
-    Q4_0: _dequantize_q4_0,
-    Q8_0: _dequantize_q8_0,
-}
-
-
-def _row_bytes(type_id: int, k: int) -> int:
-    if type_id not in _ENCODERS:
+def _type(type_id: int) -> GGMLType:
+    found = type_by_id(type_id)
+    if found is None or found.name not in DECODERS:
         raise UnsupportedTypeError(f"type {type_id} is not supported")
-    elements, size, _, _ = _ENCODERS[type_id]
-    if k % elements:
-        raise ShapeError(f"rows of {k} elements are no whole number of blocks")
-    return k // elements * size
+    return found
 
 
-def quantize(type_id: int, x: Floats) -> Bytes:
-    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,).
+def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes:
+    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,); importance is (k,).
 
     Raises NonFiniteError with the flat index of the first element that the type cannot hold.
     """
     rows, k = x.shape
-    row_bytes = _row_bytes(type_id, k)
+    found = _type(type_id)
+    if found.name not in ENCODERS:
+        raise UnsupportedTypeError(f"type {found} cannot be quantized to")
+    row_bytes = found.row_bytes(k)
     out = np.empty(rows * row_bytes, dtype=np.uint8)
     if not x.size:
         return out
-    _, _, limit, encode = _ENCODERS[type_id]
     band = max(1, BAND // k)
     for first in range(0, rows, band):
         piece = np.ascontiguousarray(x[first : first + band])
-        good = np.abs(piece) < limit
-        if not good.all():
-            index = first * k + int(np.argmin(good))
+        good = np.abs(piece) < (TOO_LARGE if found.name in SCALES_AT else np.inf)
+        bad = -1 if good.all() else int(np.argmin(good))
+        if bad < 0:
+            with np.errstate(all="ignore"):  # subnormal scales and their infinite inverses are meant
+                blocks = ENCODERS[found.name](piece, importance).reshape(-1)
+            out[first * row_bytes : first * row_bytes + blocks.size] = blocks
+            bad = _find_overflow(found, blocks.reshape(-1, found.block_bytes), piece)
+        if bad >= 0:
+            index = first * k + bad
             raise NonFiniteError(f"element {index} cannot be represented", index=index)
-        with np.errstate(all="ignore"):  # subnormal scales and their infinite inverses are meant
-            blocks = encode(piece.reshape(-1))
-        out[first * row_bytes : first * row_bytes + blocks.size] = blocks.reshape(-1)
     return out
+
+
+def _find_overflow(found: GGMLType, blocks: Bytes, x: Floats) -> int:
+    """Index of the largest element of the first block with an infinite or NaN scale; -1 when none has."""
+    first = -1
+    broken = np.zeros(len(blocks), dtype=bool)
+    for at in SCALES_AT.get(found.name, ()):
+        broken |= blocks[:, at + 1] & 0x7C == 0x7C
+    if broken.any():
+        block = int(broken.argmax())
+        elements = x.reshape(-1, found.block_size)[block]
+        first = block * found.block_size + int(np.abs(elements).argmax())
+    return first
 
 
 def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
     """data (rows * row_bytes,) -> (rows, k) float32."""
-    row_bytes = _row_bytes(type_id, k)
+    found = _type(type_id)
+    row_bytes = found.row_bytes(k)
     out = np.empty((rows, k), dtype=np.float32)
     if not out.size:
         return out
     band = max(1, BAND // k)
     data = np.ascontiguousarray(data)
-    with np.errstate(invalid="ignore"):  # infinite scales in a broken file
+    with np.errstate(all="ignore"):  # infinite scales in a broken file
         for first in range(0, rows, band):
             piece = data[first * row_bytes : (first + band) * row_bytes]
-            out[first : first + band] = _DECODERS[type_id](piece).reshape(-1, k)
+            out[first : first + band] = DECODERS[found.name](piece).reshape(-1, k)
     return out
 
 
@@ -254,7 +205,7 @@ class Matrix:
     """A weight matrix (n, k) over GGUF bytes. Packing keeps its float32 form for BLAS."""
 
     def __init__(self, type_id: int, data: Bytes, n: int, k: int) -> None:
-        if data.nbytes != n * _row_bytes(type_id, k):
+        if data.nbytes != n * _type(type_id).row_bytes(k):
             raise InternalError(f"{data.nbytes} bytes given for a matrix ({n}, {k}) of type {type_id}")
         self.type_id, self.shape, self._data = type_id, (n, k), data
         self._dense: Floats | None = None
@@ -374,7 +325,14 @@ class _Step:
     """One step: the buffers, and a method for each kind of op."""
 
     def __init__(
-        self, spec: ProgramSpec[Matrix], kv: KVCache, compute: str, tokens: Ints, sequence: Ints, position: Ints, out: Ints
+        self,
+        spec: ProgramSpec[Matrix],
+        kv: KVCache,
+        compute: str,
+        tokens: Ints,
+        sequence: Ints,
+        position: Ints,
+        out: Ints,
     ) -> None:
         self.kv, self.compute = kv, compute
         self.tokens, self.sequence, self.position, self.out_rows = tokens, sequence, position, out
@@ -426,7 +384,11 @@ class _Step:
         cosines = np.cos(angles).astype(np.float32) * np.float32(op.scale)
         sines = np.sin(angles).astype(np.float32) * np.float32(op.scale)
         half = op.n_rot // 2
-        pair = (slice(0, half), slice(half, op.n_rot)) if op.rope_neox else (slice(0, op.n_rot, 2), slice(1, op.n_rot, 2))
+        pair = (
+            (slice(0, half), slice(half, op.n_rot))
+            if op.rope_neox
+            else (slice(0, op.n_rot, 2), slice(1, op.n_rot, 2))
+        )
         first, second = x[..., pair[0]].copy(), x[..., pair[1]].copy()
         x[..., pair[0]] = first * cosines - second * sines
         x[..., pair[1]] = first * sines + second * cosines
@@ -490,7 +452,9 @@ class Program:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
         t, s, p, o = map(as_indices, (tokens, sequence, position, out_rows))
         if not len(t) == len(s) == len(p):
-            raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
+            raise ShapeError(
+                f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal"
+            )
         limits = ((t, self._n_tokens), (s, kv.n_seq), (p, min(kv.n_ctx, self._n_positions)), (o, len(t)))
         if any(v.size and (v.min() < 0 or v.max() >= limit) for v, limit in limits):
             raise ShapeError(f"step of {len(t)} tokens: an index is out of range")

@@ -169,8 +169,8 @@ def scan_strings(
 # ---- rows of blocks ----------------------------------------------------------------------------------
 
 
-def quantize(type_id: int, x: Floats) -> Bytes:
-    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,).
+def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes:
+    """x (rows, k) float32, contiguous -> the blocks' bytes (rows * row_bytes,); importance is (k,).
 
     Raises NonFiniteError with the flat index of the first element that the type cannot hold.
     """
@@ -180,7 +180,8 @@ def quantize(type_id: int, x: Floats) -> Bytes:
         raise ShapeError(f"rows of {k} elements are no whole number of blocks")
     out = np.empty(rows * row_bytes, dtype=np.uint8)
     bad = ffi.new("int64_t *")
-    status = lib.azq_quantize(type_id, _floats(x), rows, k, _bytes(out), bad)
+    weights = ffi.NULL if importance is None else _floats(importance)
+    status = lib.azq_quantize_weighted(type_id, _floats(x), rows, k, weights, _bytes(out), bad)
     if status in (lib.AZQ_E_NONFINITE, lib.AZQ_E_RANGE):
         raise NonFiniteError(f"element {bad[0]} cannot be represented", index=int(bad[0]))
     check(status, "quantize")

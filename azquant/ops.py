@@ -31,13 +31,15 @@ def as_float32(x: Any, what: str) -> Floats:
         return np.require(array, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
 
 
-def _encode(x: Floats, type: GGMLType, tensor: str | None, first_row: int) -> npt.NDArray[np.uint8]:
+def _encode(
+    x: Floats, type: GGMLType, tensor: str | None, first_row: int, importance: Floats | None = None
+) -> npt.NDArray[np.uint8]:
     if not type.can_quantize:
         raise UnsupportedTypeError(f"azquant cannot quantize to {type} yet")
     type.row_bytes(x.shape[1])
     _prepare()
     try:
-        encoded: npt.NDArray[np.uint8] = kernels().quantize(type.id, x)
+        encoded: npt.NDArray[np.uint8] = kernels().quantize(type.id, x, importance)
     except NonFiniteError as error:
         raise _not_representable(x, error.index, type, tensor, first_row) from None
     return encoded
@@ -59,17 +61,23 @@ def _not_representable(
 
 
 def encode_rows(
-    x: Floats, type: GGMLType, *, tensor: str | None = None, first_row: int = 0
+    x: Floats,
+    type: GGMLType,
+    *,
+    importance: Floats | None = None,
+    tensor: str | None = None,
+    first_row: int = 0,
 ) -> npt.NDArray[np.uint8]:
     """Rows of float32 as the bytes that GGUF stores, equal to ggml's reference quantizer's.
 
-    ``x`` is (rows, K), contiguous; the result is uint8 (rows * type.row_bytes(K),). ``tensor`` and
+    ``x`` is (rows, K), contiguous; the result is uint8 (rows * type.row_bytes(K),). ``importance`` is (K,),
+    float32, contiguous, finite and not negative: how much an error in each column counts. ``tensor`` and
     ``first_row`` place the rows for error messages when they are a band of a larger tensor.
 
     Raises NonFiniteError naming tensor, row and column of the first NaN, infinity, or number too large for
     the type; ShapeError when K is no whole number of blocks; UnsupportedTypeError.
     """
-    encoded = _encode(x, type, tensor, first_row)
+    encoded = _encode(x, type, tensor, first_row, importance)
     infinity = {"f16": 0x7C00, "bf16": 0x7F80}.get(type.name)
     if infinity is not None:
         overflowed = encoded.view("<u2") & 0x7FFF == infinity
@@ -78,14 +86,17 @@ def encode_rows(
     return encoded
 
 
-def quantize(w: Any, type: str | GGMLType = "q4_0") -> QTensor:
+def quantize(w: Any, type: str | GGMLType = "q4_0", *, imatrix: Any = None) -> QTensor:
     """Quantizes an array ``(..., K)`` of float16, bfloat16, float32 or float64 along its last axis.
 
     The bytes equal those of ggml's reference quantizer on x86-64, on every ISA and for any thread count.
+    ``imatrix`` is an importance matrix's row (K,): how much an error in each column counts; f32, f16, bf16,
+    q8_0, mxfp4, tq1_0 and tq2_0 take no notice of it.
     For ``"f16"`` and ``"bf16"`` numbers too large become infinite, as in any IEEE conversion.
 
-    Raises DTypeError, ShapeError (no dimension, or K no whole number of blocks), NonFiniteError (with
-    ``.index``, flat), UnsupportedTypeError.
+    Raises DTypeError, ShapeError (no dimension, K no whole number of blocks, ``imatrix`` of another length),
+    NonFiniteError (with ``.index``, flat), ArgumentError (an importance that is negative or not finite),
+    UnsupportedTypeError.
 
     >>> q = azquant.quantize(numpy.ones((2, 64), "f4"), "q4_0")
     >>> q.nbytes
@@ -96,7 +107,19 @@ def quantize(w: Any, type: str | GGMLType = "q4_0") -> QTensor:
     if np.ndim(w) == 0:
         raise ShapeError("weights must have at least one dimension")
     rows = math.prod(x.shape[:-1])
-    return QTensor(_encode(x.reshape(rows, x.shape[-1]), found, None, 0), x.shape, found)
+    importance = None if imatrix is None else _as_importance(imatrix, x.shape[-1])
+    return QTensor(_encode(x.reshape(rows, x.shape[-1]), found, None, 0, importance), x.shape, found)
+
+
+def _as_importance(imatrix: Any, k: int) -> Floats:
+    importance = as_float32(imatrix, "the importances")
+    if importance.shape != (k,):
+        raise ShapeError(
+            f"rows of {k} elements need {k} importances, not an array of shape {importance.shape}"
+        )
+    if not (np.isfinite(importance) & (importance >= 0)).all():
+        raise ArgumentError("importances must be finite and not negative")
+    return importance
 
 
 def dequantize(q: QTensor) -> Floats:

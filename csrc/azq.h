@@ -52,8 +52,13 @@ void azq_threads_set(int n);
 int64_t azq_row_bytes(int type, int64_t k);
 
 /* x (rows, k) fp32 -> dst (rows, azq_row_bytes(type, k)), the bytes ggml's reference quantizer makes.
- * AZQ_E_NONFINITE and AZQ_E_RANGE set *bad_index to the flat index of the first offending element. */
+ * importance (k): how much an error in each column counts, or NULL for azq_quantize's bytes; finite, not negative; f32, f16, bf16, q8_0,
+ * mxfp4, tq1_0 and tq2_0 take no notice of it, as in ggml. AZQ_E_TYPE: a type that cannot be quantized to.
+ * AZQ_E_NONFINITE and AZQ_E_RANGE set *bad_index to the flat index of the first NaN or infinity, or of the
+ * largest element of the first block whose scale overflows. */
 azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void *dst, int64_t *bad_index);
+azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t k, const float *importance,
+                                 void *dst, int64_t *bad_index);
 
 /* src (rows, azq_row_bytes(type, k)) -> y (rows, k) fp32. */
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y);

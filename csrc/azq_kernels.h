@@ -40,6 +40,8 @@ typedef struct {
 /* ---- signatures ------------------------------------------------------------------------------- */
 
 typedef void azq_quantize_row_fn(const float *x /* (k) */, void *blocks, int64_t k);
+/* importance (k): how much each column's error counts; see azq_quantize. */
+typedef void azq_quantize_weighted_row_fn(const float *x /* (k) */, const float *importance, void *blocks, int64_t k);
 typedef void azq_dequantize_row_fn(const void *blocks, float *y /* (k) */, int64_t k);
 /* Index of the first x that is not below limit in magnitude (NaN is not); -1 when all are. */
 typedef int64_t azq_find_bad_fn(const float *x /* (n) */, int64_t n, float limit);
@@ -81,6 +83,7 @@ typedef int64_t azq_peak_fn(int64_t rounds);
 
 typedef struct {
     azq_quantize_row_fn *quantize_row[AZQ_TYPE_COUNT];
+    azq_quantize_weighted_row_fn *quantize_weighted_row[AZQ_TYPE_COUNT];
     azq_dequantize_row_fn *dequantize_row[AZQ_TYPE_COUNT];
     azq_find_bad_fn *find_bad;
     azq_quantize_act_fn *quantize_act;

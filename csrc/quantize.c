@@ -1,38 +1,87 @@
 /* Rows of blocks: checks, then bands of rows over the threads. */
-#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
 #include "azq.h"
 #include "azq_kernels.h"
 #include "threads.h"
 
-static int block_of(int type, int64_t *elements, int64_t *bytes) {
-    switch (type) {
-    case AZQ_TYPE_F32: *elements = 1, *bytes = 4; return 1;
-    case AZQ_TYPE_F16:
-    case AZQ_TYPE_BF16: *elements = 1, *bytes = 2; return 1;
-    case AZQ_TYPE_Q4_0: *elements = AZQ_QK4_0, *bytes = sizeof(azq_block_q4_0); return 1;
-    case AZQ_TYPE_Q8_0: *elements = AZQ_QK8_0, *bytes = sizeof(azq_block_q8_0); return 1;
-    default: return 0;
-    }
+/* Elements and bytes of a block, and where its fp16 scales lie (-1: there is none). */
+typedef struct {
+    int32_t elements, bytes;
+    int16_t scale[2];
+} geometry;
+
+#define AZQ_BLOCK(n, type, first, second) {n, sizeof(type), {first, second}}
+#define AZQ_AT(type, field) (int16_t) offsetof(type, field)
+static const geometry geometries[AZQ_TYPE_COUNT] = {
+    [AZQ_TYPE_F32] = {1, 4, {-1, -1}},
+    [AZQ_TYPE_F16] = {1, 2, {-1, -1}},
+    [AZQ_TYPE_BF16] = {1, 2, {-1, -1}},
+    [AZQ_TYPE_Q4_0] = AZQ_BLOCK(AZQ_QK4_0, azq_block_q4_0, AZQ_AT(azq_block_q4_0, d), -1),
+    [AZQ_TYPE_Q4_1] = AZQ_BLOCK(AZQ_QK4_1, azq_block_q4_1, AZQ_AT(azq_block_q4_1, d), AZQ_AT(azq_block_q4_1, m)),
+    [AZQ_TYPE_Q5_0] = AZQ_BLOCK(AZQ_QK5_0, azq_block_q5_0, AZQ_AT(azq_block_q5_0, d), -1),
+    [AZQ_TYPE_Q5_1] = AZQ_BLOCK(AZQ_QK5_1, azq_block_q5_1, AZQ_AT(azq_block_q5_1, d), AZQ_AT(azq_block_q5_1, m)),
+    [AZQ_TYPE_Q8_0] = AZQ_BLOCK(AZQ_QK8_0, azq_block_q8_0, AZQ_AT(azq_block_q8_0, d), -1),
+    [AZQ_TYPE_Q2_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q2_k, AZQ_AT(azq_block_q2_k, d), AZQ_AT(azq_block_q2_k, dmin)),
+    [AZQ_TYPE_Q3_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q3_k, AZQ_AT(azq_block_q3_k, d), -1),
+    [AZQ_TYPE_Q4_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q4_k, AZQ_AT(azq_block_q4_k, d), AZQ_AT(azq_block_q4_k, dmin)),
+    [AZQ_TYPE_Q5_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q5_k, AZQ_AT(azq_block_q5_k, d), AZQ_AT(azq_block_q5_k, dmin)),
+    [AZQ_TYPE_Q6_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q6_k, AZQ_AT(azq_block_q6_k, d), -1),
+    [AZQ_TYPE_Q8_K] = AZQ_BLOCK(AZQ_QK_K, azq_block_q8_k, -1, -1),
+    [AZQ_TYPE_IQ2_XXS] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq2_xxs, AZQ_AT(azq_block_iq2_xxs, d), -1),
+    [AZQ_TYPE_IQ2_XS] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq2_xs, AZQ_AT(azq_block_iq2_xs, d), -1),
+    [AZQ_TYPE_IQ2_S] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq2_s, AZQ_AT(azq_block_iq2_s, d), -1),
+    [AZQ_TYPE_IQ3_XXS] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq3_xxs, AZQ_AT(azq_block_iq3_xxs, d), -1),
+    [AZQ_TYPE_IQ3_S] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq3_s, AZQ_AT(azq_block_iq3_s, d), -1),
+    [AZQ_TYPE_IQ1_S] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq1_s, AZQ_AT(azq_block_iq1_s, d), -1),
+    [AZQ_TYPE_IQ1_M] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq1_m, -1, -1),
+    [AZQ_TYPE_IQ4_NL] = AZQ_BLOCK(AZQ_QK4_NL, azq_block_iq4_nl, AZQ_AT(azq_block_iq4_nl, d), -1),
+    [AZQ_TYPE_IQ4_XS] = AZQ_BLOCK(AZQ_QK_K, azq_block_iq4_xs, AZQ_AT(azq_block_iq4_xs, d), -1),
+    [AZQ_TYPE_TQ1_0] = AZQ_BLOCK(AZQ_QK_K, azq_block_tq1_0, AZQ_AT(azq_block_tq1_0, d), -1),
+    [AZQ_TYPE_TQ2_0] = AZQ_BLOCK(AZQ_QK_K, azq_block_tq2_0, AZQ_AT(azq_block_tq2_0, d), -1),
+    [AZQ_TYPE_MXFP4] = AZQ_BLOCK(AZQ_QK_MXFP4, azq_block_mxfp4, -1, -1),
+    [AZQ_TYPE_NVFP4] = AZQ_BLOCK(AZQ_QK_NVFP4, azq_block_nvfp4, -1, -1),
+    [AZQ_TYPE_Q1_0] = AZQ_BLOCK(AZQ_QK1_0, azq_block_q1_0, AZQ_AT(azq_block_q1_0, d), -1),
+    [AZQ_TYPE_Q2_0] = AZQ_BLOCK(AZQ_QK2_0, azq_block_q2_0, AZQ_AT(azq_block_q2_0, d), -1),
+};
+
+static const geometry *geometry_of(int type) {
+    return type >= 0 && type < AZQ_TYPE_COUNT && geometries[type].elements ? &geometries[type] : NULL;
 }
 
 int64_t azq_row_bytes(int type, int64_t k) {
-    int64_t elements, bytes;
-    if (!block_of(type, &elements, &bytes) || k < 0 || k % elements || k / elements > INT64_MAX / bytes) {
+    const geometry *block = geometry_of(type);
+    if (!block || k < 0 || k % block->elements || k / block->elements > INT64_MAX / block->bytes) {
         return -1;
     }
-    return k / elements * bytes;
+    return k / block->elements * block->bytes;
 }
 
-/* Magnitudes from which a block's fp16 scale would round to infinity and take the whole block with it.
- * (A plain fp16 or bf16 number that overflows is infinite on its own, as IEEE conversion has it.) */
-static float magnitude_limit(int type) {
-    switch (type) {
-    case AZQ_TYPE_Q4_0: return 65520.0f * 8.0f;
-    case AZQ_TYPE_Q8_0: return 65520.0f * 127.0f;
-    default: return INFINITY;
+/* No block with an fp16 scale holds a number of this size (Q6_K's most is 65504 * 127 * 32), and below it no
+ * search overflows in fp32, where it would find nonsense without an infinite scale to show for it. */
+#define AZQ_TOO_LARGE 1e9f
+
+/* The element of largest magnitude in the first block of a row that has an infinite or NaN scale; -1: none
+ * has. (A plain fp16 or bf16 number that overflows is infinite on its own, as IEEE conversion has it.) */
+static int64_t find_overflow(const geometry *block, const uint8_t *blocks, const float *x, int64_t k) {
+    for (int64_t b = 0; b < k / block->elements; b++, blocks += block->bytes, x += block->elements) {
+        int broken = 0;
+        for (int i = 0; i < 2 && block->scale[i] >= 0; i++) {
+            uint16_t scale;
+            memcpy(&scale, blocks + block->scale[i], sizeof scale);
+            broken |= (scale & 0x7c00) == 0x7c00;
+        }
+        if (broken) {
+            int64_t worst = 0;
+            for (int64_t j = 1; j < block->elements; j++) {
+                worst = fabsf(x[j]) > fabsf(x[worst]) ? j : worst;
+            }
+            return b * block->elements + worst;
+        }
     }
+    return -1;
 }
 
 /* Rows per task: about 64 Ki elements, so that a task outweighs handing it out. */
@@ -51,9 +100,11 @@ typedef struct {
     int64_t rows, k, row_bytes, band;
     const float *x;
     uint8_t *blocks;
+    const geometry *block;
+    const float *importance;
     azq_quantize_row_fn *row;
+    azq_quantize_weighted_row_fn *weighted_row; /* NULL without importance, or where it changes nothing */
     azq_find_bad_fn *find_bad;
-    float limit;
     _Atomic int64_t bad; /* smallest offending index so far */
 } quantize_job;
 
@@ -63,7 +114,16 @@ static void quantize_task(void *context, int64_t task, int worker) {
     int64_t end = (task + 1) * job->band < job->rows ? (task + 1) * job->band : job->rows;
     for (int64_t r = task * job->band; r < end; r++) {
         const float *x = job->x + r * job->k;
-        int64_t bad = job->find_bad(x, job->k, job->limit);
+        uint8_t *blocks = job->blocks + r * job->row_bytes;
+        int64_t bad = job->find_bad(x, job->k, job->block->scale[0] < 0 ? INFINITY : AZQ_TOO_LARGE);
+        if (bad < 0) {
+            if (job->weighted_row) {
+                job->weighted_row(x, job->importance, blocks, job->k);
+            } else {
+                job->row(x, blocks, job->k);
+            }
+            bad = job->block->scale[0] < 0 ? -1 : find_overflow(job->block, blocks, x, job->k);
+        }
         if (bad >= 0) {
             int64_t index = r * job->k + bad;
             int64_t seen = atomic_load(&job->bad);
@@ -71,13 +131,18 @@ static void quantize_task(void *context, int64_t task, int worker) {
             }
             return;
         }
-        job->row(x, job->blocks + r * job->row_bytes, job->k);
     }
 }
 
 azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void *dst, int64_t *bad_index) {
-    int64_t elements, bytes;
-    if (!block_of(type, &elements, &bytes)) {
+    return azq_quantize_weighted(type, x, rows, k, NULL, dst, bad_index);
+}
+
+azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t k, const float *importance,
+                                 void *dst, int64_t *bad_index) {
+    const geometry *block = geometry_of(type);
+    const azq_kernel_slots *kernels = azq_active();
+    if (!block || !kernels->quantize_row[type]) {
         return AZQ_E_TYPE;
     }
     if (rows < 0 || azq_row_bytes(type, k) < 0 || (k > 0 && rows > INT64_MAX / 4 / k)) {
@@ -89,8 +154,10 @@ azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void 
     if (!x || !dst || !bad_index) {
         return AZQ_E_NULL;
     }
-    const azq_kernel_slots *kernels = azq_active();
-    split_long_row(&rows, &k, elements);
+    azq_quantize_weighted_row_fn *weighted_row = importance ? kernels->quantize_weighted_row[type] : NULL;
+    if (!weighted_row) {
+        split_long_row(&rows, &k, block->elements);
+    }
     quantize_job job = {
         .rows = rows,
         .k = k,
@@ -98,9 +165,11 @@ azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void 
         .band = band(k),
         .x = x,
         .blocks = dst,
+        .block = block,
+        .importance = importance,
         .row = kernels->quantize_row[type],
+        .weighted_row = weighted_row,
         .find_bad = kernels->find_bad,
-        .limit = magnitude_limit(type),
         .bad = INT64_MAX,
     };
     azq_parallel((rows + job.band - 1) / job.band, AZQ_MAX_THREADS, quantize_task, &job);
@@ -130,8 +199,8 @@ static void dequantize_task(void *context, int64_t task, int worker) {
 }
 
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y) {
-    int64_t elements, bytes;
-    if (!block_of(type, &elements, &bytes)) {
+    const geometry *block = geometry_of(type);
+    if (!block) {
         return AZQ_E_TYPE;
     }
     if (rows < 0 || azq_row_bytes(type, k) < 0 || (k > 0 && rows > INT64_MAX / 4 / k)) {
@@ -143,7 +212,7 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
     if (!src || !y) {
         return AZQ_E_NULL;
     }
-    split_long_row(&rows, &k, elements);
+    split_long_row(&rows, &k, block->elements);
     dequantize_job job = {
         .rows = rows,
         .k = k,

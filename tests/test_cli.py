@@ -274,7 +274,7 @@ def test_warnings_are_one_line_each(tmp_path: Path) -> None:
     lines = result.stderr.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("azquant: warning: ") for line in lines)
-    assert sum("rows of 100 are no whole number of blocks" in line for line in lines) == 1
+    assert sum("rows of 100 are no whole number of q4_0 blocks" in line for line in lines) == 1
     assert sum("no tokenizer.json" in line for line in lines) == 1
     assert "rows of 100 are no whole number of q4_0 blocks (32)" in result.stdout
     assert "--ids '1 2 3'" in result.stdout  # what such a file can be asked

@@ -64,7 +64,7 @@ def test_report_adds_up(tmp_path: Path) -> None:
         "F32",
         "q8_0",
         str(96 * 64 // 32 * 34),
-        "the output head: 8 bits",
+        "the output head: rows of 64 are no whole number of q6_k blocks (256)",
     )
 
 
@@ -317,14 +317,12 @@ def test_az_llm_small(shared_data: Path, tmp_path: Path) -> None:
         warnings.simplefilter("ignore", ConversionWarning)
         report = convert(shared_data / "az_llm_small", out, "q4_0")
     assert report.parameters == 5_853_184
-    assert report.file_bytes is not None and report.file_bytes < 5_000_000
+    assert report.file_bytes is not None and report.file_bytes < 4_300_000
     import safetensors.numpy
 
     tensors = safetensors.numpy.load_file(shared_data / "az_llm_small" / "model.safetensors")
     found = read_tensors(out)
-    assert found["token_embd.weight"] == (
-        (4096, 256), "Q8_0", quantized(tensors["transformer.wte.weight"], "Q8_0")
-    )  # fmt: skip
+    assert found["token_embd.weight"][:2] == ((4096, 256), "Q6_K")  # its bytes: test_quantize_file.py
     up = np.ascontiguousarray(tensors["transformer.h.3.mlp.c_fc.weight"].T)
     assert found["blk.3.ffn_up.weight"] == ((1024, 256), "Q4_0", quantized(up, "Q4_0"))
     metadata = read_metadata(out)

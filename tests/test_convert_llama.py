@@ -306,7 +306,7 @@ def test_stories260k_from_both_formats_is_the_stock_file(shared_data: Path, tmp_
 
 def test_stories260k_q4_0_falls_back_where_rows_do_not_fit(shared_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    with pytest.warns(match="rows of 172 are no whole number of blocks"):
+    with pytest.warns(match="rows of 172 are no whole number of q4_0 blocks"):
         report = convert(shared_data / "stories260K" / "hf", out, "q4_0")
     assert {row.name: row.type for row in report.fallbacks if len(row.shape) > 1} == {
         "token_embd.weight": "q8_0",

@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 
 from azquant._version import __version__
-from azquant.cli import bench, convert, edit, eval, generate, imatrix, inspect, split, verify
+from azquant.cli import bench, convert, edit, eval, generate, imatrix, inspect, quantize, split, verify
 from azquant.cli.guard import Program
 
 __all__ = ["cli", "main"]
@@ -38,6 +38,7 @@ for verb in (
     generate.generate,
     imatrix.imatrix,
     inspect.inspect,
+    quantize.quantize,
     split.merge,
     split.split,
     verify.verify,

@@ -44,7 +44,13 @@ Examples:
 )
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path), required=False)
-@click.option("--type", "type_", default="q4_0", show_default=True, help="f32, f16, bf16, q8_0 or q4_0.")
+@click.option(
+    "--type",
+    "type_",
+    default="q4_0",
+    show_default=True,
+    help="q4_0, q4_k_m, q8_0, f16, ...; see azquant quantize -h.",
+)
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter folder to merge, in float32.")
 @click.option("--version", metavar="V", help="The model's version, such as v1.1.")
 @click.option(

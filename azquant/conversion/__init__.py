@@ -17,7 +17,9 @@ from azquant.conversion.lora import open_adapter
 from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
 from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
 from azquant.conversion.naming import check_version, output_path
-from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan, target_type
+from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
+from azquant.conversion.quantize import quantize_file
+from azquant.conversion.recipe import get_target
 from azquant.conversion.report import ConversionReport, TensorRow
 from azquant.conversion.tokenizer import tokenizer_metadata
 from azquant.conversion.write import Encoder
@@ -32,6 +34,7 @@ __all__ = [
     "check_for_ollama",
     "convert",
     "modelfile_text",
+    "quantize_file",
     "write_modelfile",
 ]
 
@@ -50,9 +53,10 @@ def convert(
 ) -> ConversionReport:
     """Convert the checkpoint ``src`` (a folder with config.json and weights) to the GGUF file ``dst``.
 
-    ``type`` is one of f32, f16, bf16, q8_0 and q4_0. Norms, biases and positions stay f32; in a q4_0 file the
-    output head (or the embedding that serves as one) is q8_0; rows that are no whole number of blocks become
-    f16, with a ConversionWarning. One band of rows is in memory at a time.
+    ``type`` is a target of :data:`azquant.conversion.recipe.TARGETS`: q4_0, q4_k_m, q8_0, f16, ... Each
+    tensor gets the type that llama-quantize would give it: norms, biases and positions stay f32, the output
+    head (or the embedding that serves as one) is q6_k in a q4_0 file, rows that no block fits give way to a
+    type that fits, with a ConversionWarning. One band of rows is in memory at a time.
 
     Without ``dst``, or where it is a folder, the file is named by the GGUF convention, for example
     az-llm-134M-v1.0-Q4_0.gguf; the report says how. ``version`` ("v1.1") is written as general.version.
@@ -68,7 +72,7 @@ def convert(
     azquant does not know), TokenizerError, NonFiniteError, UnsupportedTypeError, ArgumentError, OutputError;
     each message names the file, key or tensor at fault.
     """
-    wanted = target_type(type)
+    wanted = get_target(type)
     if split_max_size is not None and split_max_size < 1:
         raise ArgumentError(f"split_max_size is {split_max_size}; it must be at least 1")
     version = None if version is None else check_version(version)

@@ -12,9 +12,9 @@ from typing import Any
 
 from azquant._version import __version__
 from azquant.checkpoint.jsonfile import read_object
+from azquant.conversion.recipe import Target
 from azquant.errors import InputFileError
 from azquant.gguf import MetadataValue, ValueType, keys
-from azquant.types import GGMLType
 
 __all__ = ["file_hashes", "general_metadata", "model_card", "size_label", "source_metadata"]
 
@@ -29,7 +29,7 @@ def general_metadata(
     folder: Path,
     config: Mapping[str, Any],
     architecture: str,
-    type_: GGMLType,
+    target: Target,
     parameters: int,
     source_format: str,
     *,
@@ -63,7 +63,7 @@ def general_metadata(
     if languages:
         before[keys.LANGUAGES] = keys.array(ValueType.STRING, languages)
     after = {
-        keys.FILE_TYPE: keys.u32(keys.FILE_TYPES[type_.name]),
+        keys.FILE_TYPE: keys.u32(target.file_type),
         keys.QUANTIZATION_VERSION: keys.u32(_QUANTIZATION_VERSION),
         "azquant.version": keys.string(__version__),
         "azquant.source.name": keys.string(model_id),

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from azquant.conversion.recipe import Target
 from azquant.errors import ArgumentError
 from azquant.gguf import MetadataValue, keys
-from azquant.types import GGMLType
 
 __all__ = ["check_version", "default_file_name", "output_path"]
 
@@ -29,7 +29,7 @@ def check_version(version: str) -> str:
     return f"v{match[1]}"
 
 
-def default_file_name(metadata: Mapping[str, MetadataValue], type_: GGMLType) -> str:
+def default_file_name(metadata: Mapping[str, MetadataValue], target: Target) -> str:
     """The name of a file with these ``general.*`` keys."""
 
     def part(key: str, default: str = "") -> str:
@@ -42,13 +42,13 @@ def default_file_name(metadata: Mapping[str, MetadataValue], type_: GGMLType) ->
         part(keys.SIZE_LABEL),
         part(keys.FINETUNE),
         part(keys.VERSION, DEFAULT_VERSION),
-        type_.name.upper(),
+        target.name.upper(),
     )
     return "-".join(filter(None, parts)) + ".gguf"
 
 
-def output_path(destination: Path | None, metadata: Mapping[str, MetadataValue], type_: GGMLType) -> Path:
+def output_path(destination: Path | None, metadata: Mapping[str, MetadataValue], target: Target) -> Path:
     """``destination``, or in the folder it is (the current one for None) a file of the default name."""
     if destination is None or destination.is_dir():
-        return (destination or Path()) / default_file_name(metadata, type_)
+        return (destination or Path()) / default_file_name(metadata, target)
     return destination

@@ -16,19 +16,19 @@ import numpy as np
 from azquant.architectures.base import Architecture, Constant, Keep, ModelConfig, TensorRule, show_shape
 from azquant.checkpoint import Checkpoint, LazyTensor
 from azquant.conversion.lora import Adapter, MergedTensor
-from azquant.errors import ConversionError, UnsupportedTypeError
-from azquant.gguf import TensorSpec
-from azquant.types import TYPES, GGMLType, get_type
+from azquant.conversion.recipe import TARGETS, Choice, Model, Target, Weight, choose_types
+from azquant.errors import ConversionError
+from azquant.gguf import TensorSpec, keys
+from azquant.types import GGMLType
 
-__all__ = ["CONVERT_TYPES", "Plan", "PlannedTensor", "make_plan", "target_type"]
+__all__ = ["CONVERT_TYPES", "Plan", "PlannedTensor", "block_warnings", "make_plan"]
 
-CONVERT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-"""The types that :func:`azquant.convert` makes."""
+CONVERT_TYPES = tuple(TARGETS)
+"""What :func:`azquant.convert` makes."""
 
 Source = LazyTensor | MergedTensor
 
 _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
-_ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
 _COMPARE_ELEMENTS = 1 << 20
 
 
@@ -63,22 +63,14 @@ class Plan:
         return sum(prod(item.rule.shape) for item in self.tensors)
 
 
-def target_type(name: str | GGMLType) -> GGMLType:
-    """The type called ``name``, if files can be converted to it. Raises UnsupportedTypeError if not."""
-    found = get_type(name)
-    if found.name not in CONVERT_TYPES:
-        raise UnsupportedTypeError(f"cannot convert to {found.name}; known are {', '.join(CONVERT_TYPES)}")
-    return found
-
-
 def make_plan(
     architecture: Architecture[Any],
     config: ModelConfig,
     checkpoint: Checkpoint,
-    wanted: GGMLType,
+    target: Target,
     adapter: Adapter | None = None,
 ) -> Plan:
-    """Match every rule of ``architecture`` with a tensor of ``checkpoint`` and choose its type.
+    """Match every rule of ``architecture`` with a tensor of ``checkpoint``; choose types as llama-quantize.
 
     With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that
     is missing, left over, of the wrong shape or not of floats.
@@ -109,7 +101,7 @@ def make_plan(
         sources[head.source], separate = sources[embedding.source], True
         notes.append(f"the embedding is stored twice: llama.cpp's {architecture.name} needs output.weight")
 
-    planned: list[PlannedTensor] = []
+    matched: list[tuple[TensorRule, Source | None]] = []
     used = {head.source, embedding.source}
     for rule in rules:
         if rule is head and not separate:
@@ -125,10 +117,7 @@ def make_plan(
                 shown = rule.source if rule is head else prefix + rule.source
                 raise ConversionError(f"tensor {shown} is missing from {_files(checkpoint)}")
             _check_source(rule, source, architecture, checkpoint)
-        type_, reason = _choose_type(
-            rule, wanted, is_head=rule is head or (rule is embedding and not separate)
-        )
-        planned.append(PlannedTensor(rule, source, type_, reason))
+        matched.append((rule, source))
 
     left = [name for name in tensors if name not in used and not architecture.is_harmless(name)]
     if left:
@@ -138,8 +127,15 @@ def make_plan(
             f"{_files(checkpoint)}: {names}{more} would be dropped: "
             f"a {architecture.name} model with this config has no such tensor"
         )
-    warnings += _block_warnings(planned, wanted)
-    return Plan(tuple(planned), tuple(warnings), tuple(notes))
+    facts = {key: value.value for key, value in config.metadata().items()}
+    model = Model.from_metadata({keys.ARCHITECTURE: architecture.name, **facts})
+    choices = choose_types([Weight(rule.name, rule.shape, None) for rule, _ in matched], target, model)
+    warnings += block_warnings({rule.name: choices[rule.name] for rule, _ in matched})
+    planned = tuple(
+        PlannedTensor(rule, source, choices[rule.name].type, choices[rule.name].reason)
+        for rule, source in matched
+    )
+    return Plan(planned, tuple(warnings), tuple(notes))
 
 
 def _without_prefix(
@@ -204,37 +200,16 @@ def _check_source(
         )
 
 
-def _choose_type(rule: TensorRule, wanted: GGMLType, *, is_head: bool) -> tuple[GGMLType, str]:
-    """The type a tensor is written in, and why where it is not ``wanted``."""
-    f32 = TYPES["f32"]
-    if len(rule.shape) < 2 or rule.name in _ALWAYS_F32:
-        kind = "positions" if rule.name in _ALWAYS_F32 else "a norm" if "norm" in rule.name else "a bias"
-        return f32, "" if wanted is f32 else f"{kind}: always f32"
-    # Losing bits in the head costs most: llama.cpp gives it 6 bits in a Q4_0 file.
-    chosen, reason = wanted, ""
-    if is_head and wanted.name == "q4_0":
-        chosen, reason = TYPES["q8_0"], "the output head: 8 bits"
-    columns = rule.shape[-1]
-    if columns % chosen.block_size:
-        return TYPES[
-            "f16"
-        ], f"rows of {columns} are no whole number of {chosen.name} blocks ({chosen.block_size})"
-    return chosen, reason
-
-
-def _block_warnings(planned: list[PlannedTensor], wanted: GGMLType) -> list[str]:
-    """One warning per row length that does not fit the wanted type, rather than one per tensor."""
-    if not wanted.is_quantized:
-        return []
-    odd: dict[int, list[str]] = {}
-    for item in planned:
-        if item.type.name == "f16":
-            odd.setdefault(item.rule.shape[-1], []).append(item.rule.name)
+def block_warnings(choices: Mapping[str, Choice]) -> list[str]:
+    """What is to be said of tensors that no block fits: one warning per reason, not per tensor."""
+    odd: dict[tuple[str, str], list[str]] = {}
+    for name, choice in choices.items():
+        if choice.fallback:
+            odd.setdefault((choice.reason, choice.type.name), []).append(name)
     return [
-        f"rows of {columns} are no whole number of blocks ({wanted.block_size}): "
-        f"{len(names)} tensor{'s' if len(names) > 1 else ''} written as f16 ({names[0]}"
+        f"{reason}: {len(names)} tensor{'s' if len(names) > 1 else ''} written as {type_} ({names[0]}"
         f"{', ...' if len(names) > 1 else ''})"
-        for columns, names in odd.items()
+        for (reason, type_), names in odd.items()
     ]
 
 

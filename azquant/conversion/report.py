@@ -58,6 +58,8 @@ class ConversionReport:
     """Every ConversionWarning that was given."""
     notes: tuple[str, ...]
     """Changes that lose nothing, such as a head stored once."""
+    planned_bytes: int | None = None
+    """What the file takes or would take, header and padding included; ``None`` where it is not known."""
 
     @property
     def parameters(self) -> int:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from azquant.architectures import architecture_of_config
 from azquant.checkpoint import open_checkpoint
 from azquant.conversion.plan import PlannedTensor, make_plan
+from azquant.conversion.recipe import TARGETS
 from azquant.errors import ConversionError
 from azquant.gguf import GGUFTensor, open_gguf
 from azquant.tensor import QTensor
-from azquant.types import TYPES, GGMLType
+from azquant.types import GGMLType
 
 __all__ = ["Reference", "can_decode", "decode", "open_references"]
 
@@ -151,7 +152,7 @@ def open_references(source: Path, stack: ExitStack) -> Mapping[str, Reference]:
         )
     architecture = architecture_of_config(checkpoint.config)
     config = architecture.config.from_hf(checkpoint.config)
-    plan = make_plan(architecture, config, checkpoint, TYPES["f32"])
+    plan = make_plan(architecture, config, checkpoint, TARGETS["f32"])
     return {item.rule.name: _CheckpointTensor(item) for item in plan.tensors}
 
 

@@ -78,6 +78,20 @@ class GGUFTensor:
             )
         return self._file_bytes[self.offset : stop]
 
+    def release(self, start: int = 0, stop: int | None = None) -> None:
+        """Tells the system that bytes ``start`` to ``stop`` of the data will not be read again soon.
+
+        They count no longer as this process's memory; reading them again is allowed, only slower.
+        """
+        mapped = getattr(self._file_bytes.base, "obj", None)  # NumPy keeps the memoryview of the map
+        if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-(self.offset + start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = self.offset + (self.nbytes if stop is None else min(stop, self.nbytes))
+        last -= last % mmap.PAGESIZE
+        if last > first:
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 class _Metadata(Mapping[str, Value]):
     """The keys in file order; a value is decoded each time it is asked for."""

@@ -21,7 +21,7 @@ from azquant.gguf.reader import GGUFFile, open_gguf
 from azquant.gguf.shards import MAX_SHARDS, SPLIT_KEYS, shard_paths
 from azquant.gguf.writer import Layout, Progress, TensorSpec, fill, write_gguf
 
-__all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf", "write_split_gguf"]
+__all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf", "write_shards", "write_split_gguf"]
 
 DEFAULT_TENSORS = 128
 """Tensors in a shard when nothing is said; llama.cpp's default too."""
@@ -143,11 +143,11 @@ def write_split_gguf(
         Layout(_shard_metadata(metadata if i == 0 else {}, i, len(groups), len(tensors)), group, alignment)
         for i, group in enumerate(groups)
     ]
-    _write_all(targets, layouts, data, tuple(sources), overwrite, verify, progress)
+    write_shards(targets, layouts, data, tuple(sources), overwrite, verify, progress)
     return targets
 
 
-def _write_all(
+def write_shards(
     targets: Sequence[Path],
     layouts: Sequence[Layout],
     data: Callable[[TensorSpec], Iterable[Any]],
@@ -156,6 +156,7 @@ def _write_all(
     verify: bool,
     progress: Progress | None,
 ) -> None:
+    """Write ``layouts`` to ``targets``; all are complete before the first gets its name."""
     total = sum(layout.total for layout in layouts)
     before = 0
 

@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "families.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
 
@@ -335,6 +336,7 @@ const azq_kernels azq_kernels_avx2 = {
                                [AZQ_TYPE_BF16] = dequantize_bf16,
                                [AZQ_TYPE_Q4_0] = dequantize_q4_0,
                                [AZQ_TYPE_Q8_0] = dequantize_q8_0},
+            AZQ_FAMILY_SLOTS(avx2),
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},

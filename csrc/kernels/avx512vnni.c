@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "families.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
 
@@ -209,7 +210,15 @@ static int64_t peak_int8(int64_t rounds) {
 const azq_kernels azq_kernels_avx512vnni = {
     .isa = "avx512vnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI,
-    .slots = {AZQ_BLOCK_SLOTS, .stream_read = stream_read, .peak_int8 = peak_int8, AZQ_VEC_SLOTS, AZQ_EXP_SLOTS, AZQ_ATTEND_SLOTS, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+    .slots = {AZQ_BLOCK_SLOTS,
+              AZQ_FAMILY_SEARCH(avx512),
+              AZQ_FAMILY_WEIGHTED(avx512),
+              AZQ_VEC_SLOTS,
+              AZQ_EXP_SLOTS,
+              AZQ_ATTEND_SLOTS,
+              .stream_read = stream_read,
+              .peak_int8 = peak_int8,
+              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
 };
 
 AZQ_TARGET_END

@@ -1,8 +1,9 @@
 /* The definition: plain C, one element at a time. Every other ISA is judged by these functions. */
 #include "../azq_kernels.h"
 #include <assert.h>
-#include <limits.h>
 #include "../azq_half.h"
+#include "families.h"
+#include "rounding.h"
 
 #include "vec_types.h"
 #include "vec.h"
@@ -31,12 +32,6 @@ static inline float v_scale(float p, float n) {
 
 /* ---- quantize: the ggml reference, bit by bit --------------------------------------------------- */
 
-/* float -> int as x86's cvttss2si does it: out of range and NaN give INT_MIN. Then the low byte, signed. */
-static int8_t truncate_to_i8(float x) {
-    int32_t i = x >= -2147483648.0f && x < 2147483648.0f ? (int32_t)x : INT_MIN;
-    return (int8_t)(uint8_t)((uint32_t)i & 0xffu);
-}
-
 static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
     azq_block_q4_0 *y = blocks;
     assert(k % AZQ_QK4_0 == 0);
@@ -52,8 +47,8 @@ static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
         float id = d != 0.0f ? 1.0f / d : 0.0f;
         y[b].d = azq_f32_to_f16(d);
         for (int j = 0; j < AZQ_QK4_0 / 2; j++) {
-            int8_t low = truncate_to_i8(x[j] * id + 8.5f);
-            int8_t high = truncate_to_i8(x[j + 16] * id + 8.5f);
+            int8_t low = azq_truncate_i8(x[j] * id + 8.5f);
+            int8_t high = azq_truncate_i8(x[j + 16] * id + 8.5f);
             low = low < 15 ? low : 15;
             high = high < 15 ? high : 15;
             y[b].qs[j] = (uint8_t)((uint8_t)low | (uint8_t)high << 4);
@@ -73,7 +68,7 @@ static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
         float id = d != 0.0f ? 1.0f / d : 0.0f;
         y[b].d = azq_f32_to_f16(d);
         for (int j = 0; j < AZQ_QK8_0; j++) {
-            y[b].qs[j] = truncate_to_i8(roundf(x[j] * id)); /* half away from zero */
+            y[b].qs[j] = azq_truncate_i8(roundf(x[j] * id)); /* half away from zero */
         }
     }
 }
@@ -286,6 +281,8 @@ const azq_kernels azq_kernels_scalar = {
                                [AZQ_TYPE_BF16] = dequantize_bf16,
                                [AZQ_TYPE_Q4_0] = dequantize_q4_0,
                                [AZQ_TYPE_Q8_0] = dequantize_q8_0},
+            AZQ_FAMILY_SLOTS(scalar),
+            AZQ_CODEBOOK_DEQUANTIZE,
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},

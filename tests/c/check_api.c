@@ -242,7 +242,7 @@ static void check_row_arguments(void) {
     float x[64] = {0}, y[64];
     uint8_t blocks[256] = {0};
     int64_t bad;
-    static const int unknown[] = {-1, 3, 12, AZQ_TYPE_COUNT, AZQ_TYPE_COUNT + 1, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 4, 24, AZQ_TYPE_COUNT, AZQ_TYPE_COUNT + 1, INT32_MAX, INT32_MIN};
     for (int i = 0; i < 7; i++) {
         expect(azq_row_bytes(unknown[i], 256) == -1, "row_bytes of type %d", unknown[i]);
         refuse(azq_quantize(unknown[i], x, 1, 32, blocks, &bad), AZQ_E_TYPE, "quantize to an unknown type");
@@ -270,7 +270,7 @@ static void check_matrix_arguments(void) {
     azq_matrix *w = NULL;
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, blocks, 2, 32, NULL), AZQ_E_NULL);
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, NULL, 2, 32, &w), AZQ_E_NULL);
-    REFUSE(azq_matrix_create(3, blocks, 2, 32, &w), AZQ_E_TYPE);
+    REFUSE(azq_matrix_create(4, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(-1, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(AZQ_TYPE_COUNT, blocks, 2, 32, &w), AZQ_E_TYPE);
     REFUSE(azq_matrix_create(AZQ_TYPE_Q4_0, blocks, 2, 48, &w), AZQ_E_SHAPE);

@@ -57,6 +57,35 @@ static void check_quantize_row(const azq_kernel_slots *slots, int type, int roun
     DRIVES_TYPE(quantize_row, type);
 }
 
+/* The same with importances, some of them zero. */
+static void check_quantize_weighted_row(const azq_kernel_slots *slots, int type, int rounds) {
+    random_state r = {(uint64_t)type + 50};
+    int64_t elements = block_elements(type);
+    for (int i = 0; i < rounds * row_lengths(elements); i++) {
+        int64_t k = row_length(elements, i % row_lengths(elements)), row_bytes = azq_row_bytes(type, k);
+        for (int pattern = 0; pattern < FINITE_PATTERNS; pattern++) {
+            int64_t offset = random_below(&r, 8);
+            float *x = input_new(k, sizeof *x, offset), *importance = input_new(k, sizeof *x, 0);
+            fill(&r, pattern, x, k);
+            for (int64_t j = 0; j < k; j++) {
+                importance[j] = random_below(&r, 5) ? (float)random_below(&r, 1000) * 0.01f : 0.0f;
+            }
+            guarded got = guarded_new((size_t)row_bytes, (size_t)(4 * random_below(&r, 16)));
+            guarded want = guarded_new((size_t)row_bytes, 0);
+            slots->quantize_weighted_row[type](x, importance, got.data, k);
+            definition()->quantize_weighted_row[type](x, importance, want.data, k);
+            expect(memcmp(got.data, want.data, (size_t)row_bytes) == 0, "type %d, k %d, pattern %d: other bytes", type,
+                   (int)k, pattern);
+            expect(guarded_intact(&got), "type %d, k %d: wrote outside", type, (int)k);
+            guarded_free(&got);
+            guarded_free(&want);
+            input_free(x, sizeof *x, offset);
+            input_free(importance, sizeof *x, 0);
+        }
+    }
+    DRIVES_TYPE(quantize_weighted_row, type);
+}
+
 static void check_dequantize(const azq_kernel_slots *slots, int type, const uint8_t *blocks, int64_t k, size_t offset) {
     guarded got = guarded_new((size_t)k * sizeof(float), offset), want = guarded_new((size_t)k * sizeof(float), 0);
     slots->dequantize_row[type](blocks, (float *)(void *)got.data, k);
@@ -75,8 +104,8 @@ static void check_dequantize_row(const azq_kernel_slots *slots, int type, int ro
     for (int round = 0; round < rounds * 20; round++) {
         for (int i = 0; i < row_lengths(elements); i++) {
             int64_t k = row_length(elements, i), row_bytes = azq_row_bytes(type, k);
-            int64_t offset = type == AZQ_TYPE_F32 ? 2 * random_below(&r, 8) : random_below(&r, 16);
-            uint8_t *blocks = input_new(row_bytes / 2, 2, offset); /* 2: what a block's scale is aligned to */
+            int64_t offset = type == AZQ_TYPE_F32 || type == AZQ_TYPE_Q8_K ? 2 * random_below(&r, 8) : random_below(&r, 16);
+            uint8_t *blocks = input_new((row_bytes + 1) / 2, 2, offset); /* 2: what a block's scale is aligned to */
             for (int64_t j = 0; j < row_bytes; j++) {
                 blocks[j] = (uint8_t)random_next(&r);
             }
@@ -189,6 +218,13 @@ void check_blocks(const char *isa, const azq_kernel_slots *slots, int rounds) {
     for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
         if (slots->quantize_row[type]) {
             check_quantize_row(slots, type, rounds);
+        }
+    }
+    group_end();
+    group_begin(isa, "quantize_weighted_row");
+    for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+        if (slots->quantize_weighted_row[type]) {
+            check_quantize_weighted_row(slots, type, rounds);
         }
     }
     group_end();

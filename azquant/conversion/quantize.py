@@ -1,0 +1,289 @@
+"""From one GGUF file to another with fewer bits: llama-quantize's choices and bytes, band by band."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from azquant.conversion.imatrix import ImportanceMatrix, read_imatrix
+from azquant.conversion.plan import block_warnings
+from azquant.conversion.recipe import Choice, Model, Options, Target, Weight, choose_types, get_target
+from azquant.conversion.report import ConversionReport, TensorRow
+from azquant.errors import ArgumentError, ConversionError, ConversionWarning
+from azquant.gguf import (
+    GGUFFile,
+    GGUFTensor,
+    MetadataValue,
+    TensorSpec,
+    ValueType,
+    check_output,
+    keys,
+    open_gguf,
+)
+from azquant.gguf.shards import SPLIT_KEYS, shard_paths
+from azquant.gguf.split import write_shards
+from azquant.gguf.writer import Layout
+from azquant.ops import encode_rows
+from azquant.tensor import QTensor
+from azquant.types import GGMLType
+
+__all__ = ["quantize_file"]
+
+BAND_ELEMENTS = 1 << 22
+"""Weights worked on at a time: 16 MiB in float32."""
+
+_QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
+_PLAIN = ("f32", "f16", "bf16")
+
+
+def quantize_file(
+    src: str | PathLike[str],
+    dst: str | PathLike[str],
+    type: str | GGMLType = "q4_0",
+    *,
+    imatrix: str | PathLike[str] | None = None,
+    pure: bool = False,
+    output_type: str | GGMLType | None = None,
+    token_embedding_type: str | GGMLType | None = None,
+    tensor_types: Sequence[tuple[str, str | GGMLType]] = (),
+    allow_requantize: bool = False,
+    strict: bool = False,
+    nonfinite: str = "error",
+    keep_split: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConversionReport:
+    """Quantize the GGUF file ``src`` to the GGUF file ``dst``: types and bytes are those of llama-quantize.
+
+    ``type`` is a target (see :data:`azquant.conversion.recipe.TARGETS`): q4_0, q4_k_m, q8_0, f16, ... With
+    ``pure`` every weight gets the target's own type; ``output_type`` and ``token_embedding_type`` set those
+    tensors, ``tensor_types`` any tensor in whose name a regular expression is found. ``imatrix`` is an
+    importance matrix of llama-imatrix, GGUF or ``.dat``.
+
+    A tensor that has its new type already is copied. One of another quantized type is refused unless
+    ``allow_requantize``; the key ``azquant.requantized_from`` then tells of it. Rows that no block fits give
+    way to a type that fits, with a ConversionWarning; ``strict`` refuses. A NaN or infinity is an error;
+    ``nonfinite="zero"`` makes zeros of them, counted in ``azquant.nonfinite_zeroed``.
+
+    A split model (``src`` is its first shard) becomes one file; ``keep_split`` writes as many shards again,
+    named after ``dst`` without its suffix: ``dst-00001-of-0000N.gguf``.
+
+    ``dst`` appears whole or not at all. With ``dry_run`` nothing is written; the report tells the exact size.
+
+    Raises InputFileError, GGUFError, FormatError (the importance matrix), ConversionError, NonFiniteError,
+    ShapeError, ArgumentError, UnsupportedTypeError, OutputError.
+    """
+    target = get_target(type)
+    if nonfinite not in ("error", "zero"):
+        raise ArgumentError(f"nonfinite={nonfinite!r}: must be 'error' or 'zero'")
+    source, destination = Path(src), Path(dst)
+    if not keep_split:
+        check_output(destination, overwrite=overwrite, sources=[source])
+    importance = None if imatrix is None else read_imatrix(imatrix)
+    options = Options.parse(
+        pure=pure,
+        output_type=output_type,
+        token_embedding_type=token_embedding_type,
+        tensor_types=tensor_types,
+        has_imatrix=importance is not None,
+    )
+    with open_gguf(source) as file:
+        weights = [Weight(t.name, t.shape, t.type) for t in file.tensors.values()]
+        model = Model.from_metadata(file.metadata)
+        choices = choose_types(weights, target, model, options)
+        jobs = {
+            tensor.name: _Job(
+                tensor, choices[tensor.name], _importance_of(tensor, importance), nonfinite == "zero"
+            )
+            for tensor in file.tensors.values()
+        }
+        _check(jobs.values(), target, importance is not None or dry_run, allow_requantize, strict)
+        said = block_warnings({name: choices[name] for name in jobs})
+        for message in said:
+            warnings.warn(message, ConversionWarning, stacklevel=2)
+        metadata = _metadata(file, target, jobs.values(), importance, dry_run)
+        groups, targets = [list(jobs.values())], [destination]
+        if keep_split and len(file.paths) > 1:
+            groups = [[job for job in jobs.values() if job.tensor.path == path] for path in file.paths]
+            targets = shard_paths(destination.with_suffix(""), len(groups))
+        layouts = _layouts(groups, metadata, file.alignment)
+        size = sum(layout.total for layout in layouts)
+        if not dry_run:
+            write_shards(
+                targets,
+                layouts,
+                lambda spec: jobs[spec.name].bands(),
+                sources=file.paths,
+                overwrite=overwrite,
+                verify=True,
+                progress=progress,
+            )
+        return ConversionReport(
+            source=source,
+            destination=targets[0],
+            architecture=model.architecture,
+            type=target.name,
+            tensors=tuple(job.row() for job in jobs.values()),
+            source_bytes=file.size,
+            file_bytes=None if dry_run else size,
+            planned_bytes=size,
+            warnings=tuple(said),
+            notes=(),
+        )
+
+
+@dataclass
+class _Job:
+    """One tensor on its way."""
+
+    tensor: GGUFTensor
+    choice: Choice
+    importance: NDArray[np.float32] | None
+    """(slices, columns); slices are experts, or one."""
+    zero_nonfinite: bool
+
+    @property
+    def copied(self) -> bool:
+        return self.tensor.type is self.choice.type
+
+    def row(self) -> TensorRow:
+        """What the report says of it."""
+        tensor, choice = self.tensor, self.choice
+        nbytes = TensorSpec(tensor.name, tensor.shape, choice.type).nbytes
+        return TensorRow(
+            tensor.name, tensor.name, tensor.shape, tensor.type.name, choice.type.name, nbytes, choice.reason
+        )
+
+    def bands(self) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of the new tensor."""
+        data = self.tensor.data
+        if self.copied:
+            for at in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
+                yield data[at : at + 4 * BAND_ELEMENTS]
+                self.tensor.release(at, at + 4 * BAND_ELEMENTS)
+            return
+        rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
+        slices = 1 if self.importance is None else len(self.importance)
+        per_slice = rows // slices
+        for i in range(slices):
+            importance = None if self.importance is None else self.importance[i]
+            for first, band in self._floats(data, i * per_slice, (i + 1) * per_slice, columns):
+                if self.zero_nonfinite:
+                    band = _without_nonfinite(band)
+                yield encode_rows(
+                    band, self.choice.type, importance=importance, tensor=self.tensor.name, first_row=first
+                )
+                self.tensor.release(self._offset(first), self._offset(first + len(band)))
+
+    def _offset(self, row: int) -> int:
+        return row * self.tensor.type.row_bytes(self.tensor.shape[-1])
+
+    def _floats(
+        self, tensor_data: NDArray[np.uint8], start: int, stop: int, columns: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Rows ``start`` to ``stop`` in float32, and where each band begins. F32 is seen in place."""
+        step = max(1, BAND_ELEMENTS // columns)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            data = tensor_data[self._offset(first) : self._offset(last)]
+            if self.tensor.type.name == "f32" and data.ctypes.data % 4 == 0:
+                yield first, data.view("<f4").reshape(last - first, columns)
+            else:
+                yield first, QTensor(data, (last - first, columns), self.tensor.type).dequantize()
+
+    def count_nonfinite(self) -> int:
+        """How many of its weights are NaN or infinite."""
+        rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
+        return sum(
+            int((~np.isfinite(band)).sum()) for _, band in self._floats(self.tensor.data, 0, rows, columns)
+        )
+
+
+def _without_nonfinite(band: NDArray[np.float32]) -> NDArray[np.float32]:
+    return band if np.isfinite(band).all() else np.where(np.isfinite(band), band, np.float32(0))
+
+
+def _importance_of(tensor: GGUFTensor, matrix: ImportanceMatrix | None) -> NDArray[np.float32] | None:
+    """The importances of one tensor, (experts, columns); ``None`` where the matrix says nothing of it."""
+    values = None if matrix is None else matrix.tensors.get(tensor.name)
+    if matrix is None or values is None or len(tensor.shape) < 2:
+        return None
+    slices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    if values.size != slices * tensor.shape[-1]:
+        if tensor.name == "token_embd.weight":  # measured as the head, perhaps
+            return None
+        raise ConversionError(
+            f"{matrix.path}: {tensor.name} has {values.size} importances, but {slices} x {tensor.shape[-1]} "
+            "columns; the importance matrix is of another model"
+        )
+    return np.ascontiguousarray(values.reshape(slices, tensor.shape[-1]))
+
+
+def _check(
+    jobs: Collection[_Job], target: Target, has_imatrix: bool, allow_requantize: bool, strict: bool
+) -> None:
+    for job in jobs:
+        tensor, choice = job.tensor, job.choice
+        if choice.fallback and strict:
+            raise ConversionError(
+                f"tensor {tensor.name}: {choice.reason}; without strict it becomes {choice.type}"
+            )
+        if job.copied:
+            continue
+        if not tensor.type.can_dequantize:
+            raise ConversionError(
+                f"tensor {tensor.name} is {tensor.type}, which holds no weights to quantize"
+            )
+        if tensor.type.name not in _PLAIN and not allow_requantize:
+            raise ConversionError(
+                f"tensor {tensor.name} is {tensor.type} already; quantizing it again loses more than "
+                "quantizing the original would. Use the original file, or allow it (allow_requantize, "
+                "--allow-requantize)"
+            )
+        if target.name == "q2_k_s" and choice.type.name == "q2_k" and not has_imatrix:
+            raise ConversionError(
+                f"tensor {tensor.name}: q2_k_s needs an importance matrix (imatrix, --imatrix)"
+            )
+
+
+def _layouts(
+    groups: Sequence[Sequence[_Job]], metadata: Mapping[str, MetadataValue], alignment: int
+) -> list[Layout]:
+    """The files to be written: one, or shards, the first of which has the metadata."""
+    count = sum(map(len, groups))
+    layouts = []
+    for number, group in enumerate(groups):
+        found = dict(metadata) if number == 0 else {}
+        if len(groups) > 1:
+            found[keys.SPLIT_NO] = keys.u16(number)
+            found[keys.SPLIT_COUNT] = keys.u16(len(groups))
+            found[keys.SPLIT_TENSORS_COUNT] = keys.i32(count)
+        specs = [TensorSpec(job.tensor.name, job.tensor.shape, job.choice.type) for job in group]
+        layouts.append(Layout(found, specs, alignment))
+    return layouts
+
+
+def _metadata(
+    file: GGUFFile, target: Target, jobs: Collection[_Job], importance: ImportanceMatrix | None, dry_run: bool
+) -> Mapping[str, MetadataValue]:
+    metadata = {key: value for key, value in file.copy_metadata().items() if key not in SPLIT_KEYS}
+    metadata[keys.QUANTIZATION_VERSION] = keys.u32(_QUANTIZATION_VERSION)
+    metadata[keys.FILE_TYPE] = keys.u32(target.file_type)
+    if importance is not None:
+        metadata |= importance.metadata()
+    work = [job for job in jobs if not job.copied]
+    again = sorted({job.tensor.type.name for job in work if job.tensor.type.name not in _PLAIN})
+    if again:
+        metadata["azquant.requantized_from"] = keys.array(ValueType.STRING, again)
+    if any(job.zero_nonfinite for job in work):
+        count = 0 if dry_run else sum(job.count_nonfinite() for job in work)
+        metadata["azquant.nonfinite_zeroed"] = keys.u64(count)
+    return metadata

@@ -1,0 +1,162 @@
+"""Quantizing against ggml and llama-quantize, interleaved in one run.
+
+    AZQUANT_PEERS=... python benchmarks/compare_quantize.py types            # one core, every type
+    AZQUANT_PEERS=... python benchmarks/compare_quantize.py file [gpt2-134m] # a whole file, --threads
+
+AZQUANT_PEERS is the folder of build_peers.sh. "types" gives millions of weights a second of ggml's reference
+(libggml-base, what llama-quantize runs) and how many times that azquant makes. "file" quantizes an F32 file
+to Q4_0: seconds with the page cache warm, of which azquant's interpreter start, and fsync with reading back
+(which llama-quantize does not do) are told apart; and the peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import random_models
+
+import azquant as aq
+from azquant.types import TYPES
+
+ROUNDS = 3
+_FILE = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+start = time.perf_counter()
+import azquant
+azquant.set_num_threads(int(sys.argv[4]))
+from azquant import quantize_file
+ready = time.perf_counter()
+marks = []
+def told(done, total):
+    marks.append(time.perf_counter())
+quantize_file(*sys.argv[1:4], overwrite=True, progress=told)
+end = time.perf_counter()
+parts = {"import": ready - start, "quantize": marks[-1] - ready, "sync and verify": end - marks[-1]}
+print(json.dumps(parts))
+"""
+
+
+def burst(run: Callable[[], Any]) -> float:
+    """Seconds of the quickest of three calls."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def compare_types(folder: Path) -> None:
+    """Prints a row for each type."""
+    base = ctypes.CDLL(str(folder / "libggml-base.so"))
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    base.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, long, long, long, pointer]
+    rows, k = 64, 2048
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(rows, k)) * 0.02).astype(np.float32)
+    importance = rng.gamma(1.0, size=k).astype(np.float32)
+    values = np.empty(rows * k, np.float32)
+    aq.set_num_threads(1)
+    isas = aq.isas()
+    print(f"{'':8} {'':10} {'ggml M/s':>9}  " + "".join(f"{isa:>12}" for isa in isas))
+    for name, type_ in TYPES.items():
+        if not (type_.can_quantize and type_.is_quantized):
+            continue
+        q = aq.quantize(x, name)
+        made = q.data.copy()
+        decode = getattr(base, "dequantize_row_" + (name[:-1] + "K" if name.endswith("_k") else name))
+
+        def reference(given: int | None, number: int = type_.id, made: Any = made) -> None:
+            base.ggml_quantize_chunk(number, x.ctypes.data, made.ctypes.data, 0, rows, k, given)
+
+        def decoded(decode: Any = decode, made: Any = made) -> None:
+            decode(pointer(made.ctypes.data), pointer(values.ctypes.data), long(values.size))
+
+        for what, theirs, ours in (
+            ("plain", lambda: reference(None), lambda name=name: aq.quantize(x, name)),
+            (
+                "imatrix",
+                lambda: reference(importance.ctypes.data),
+                lambda name=name: aq.quantize(x, name, imatrix=importance),
+            ),
+            ("dequantize", decoded, q.dequantize),
+        ):
+            ratios: dict[str, list[float]] = {isa: [] for isa in isas}
+            speeds = []
+            for _ in range(ROUNDS):
+                seconds = burst(theirs)
+                speeds.append(rows * k / seconds / 1e6)
+                for isa in isas:
+                    aq.use_isa(isa)
+                    ratios[isa].append(seconds / burst(ours))
+            shown = "".join(f"{statistics.median(ratios[isa]):11.2f}x" for isa in isas)
+            print(f"{name:8} {what:10} {statistics.median(speeds):9.1f}  {shown}", flush=True)
+
+
+def run(command: list[str]) -> tuple[float, int, str]:
+    """Seconds, peak resident bytes and standard output of a program."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        text = out.read().decode(errors="replace")
+    if status:
+        raise SystemExit(f"{command[0]} ended with status {status}")
+    return seconds, usage.ru_maxrss * 1024, text
+
+
+def compare_file(folder: Path, model: str, target: str, threads: int) -> None:
+    """Prints both programs' times and memory."""
+    with tempfile.TemporaryDirectory() as place:
+        source, ours, theirs = (str(Path(place) / name) for name in ("f32.gguf", "ours.gguf", "theirs.gguf"))
+        random_models.write_model(model, Path(source), "f32")
+        commands = {
+            "llama-quantize": [str(folder / "llama-quantize"), source, theirs, target, str(threads)],
+            "azquant": [sys.executable, "-c", _FILE, source, ours, target, str(threads)],
+        }
+        seen: dict[str, list[tuple[float, int, str]]] = {name: [] for name in commands}
+        for _ in range(ROUNDS):
+            for name, command in commands.items():
+                seen[name].append(run(command))
+        llama = statistics.median(row[0] for row in seen["llama-quantize"])
+        parts = [json.loads(row[2]) for row in seen["azquant"]]
+        quantizing = statistics.median(part["quantize"] for part in parts)
+        print(f"{model} to {target}, {threads} threads, median of {ROUNDS} rounds")
+        for name, rows in seen.items():
+            peak = max(row[1] for row in rows)
+            print(f"  {name:15} {statistics.median(row[0] for row in rows):6.2f} s, peak {peak / 1e6:.0f} MB")
+        for part in parts[0]:
+            print(f"    {part:15} {statistics.median(p[part] for p in parts):6.2f} s")
+        print(f"  quantizing: {llama / quantizing:.1f} times llama-quantize")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("types", "file"))
+    parser.add_argument("model", nargs="?", default="gpt2-134m", choices=random_models.SHAPES)
+    parser.add_argument("--target", default="q4_0")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    libraries = peers.ggml_folder()
+    if libraries is None:
+        raise SystemExit("AZQUANT_PEERS does not name the folder of build_peers.sh")
+    if arguments.what == "types":
+        compare_types(libraries)
+    else:
+        compare_file(libraries, arguments.model, arguments.target, arguments.threads)

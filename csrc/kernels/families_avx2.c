@@ -1,0 +1,15 @@
+/* The families compiled for AVX2. FMA is left out of the target: the bytes must not depend on it. */
+#include "../azq_target.h"
+#if AZQ_X86
+#define AZQ_NAME(name) name##_avx2
+#define AZQ_LANES 8
+#include "families.h"
+
+AZQ_TARGET_BEGIN("avx2")
+#include "decode.h"
+#include "encode.h"
+#include "search.h"
+#include "kquants.h"
+#include "weighted.h"
+AZQ_TARGET_END
+#endif

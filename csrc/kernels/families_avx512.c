@@ -1,0 +1,13 @@
+/* The searching families compiled for AVX-512; the others gain nothing over AVX2. */
+#include "../azq_target.h"
+#if AZQ_X86
+#define AZQ_NAME(name) name##_avx512
+#define AZQ_LANES 16
+#include "families.h"
+
+AZQ_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#include "search.h"
+#include "kquants.h"
+#include "weighted.h"
+AZQ_TARGET_END
+#endif
