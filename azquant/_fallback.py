@@ -329,7 +329,15 @@ def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes
 
 
 def matmul_packed(
-    type_id: int, packed: Bytes, n: int, k: int, bias: Floats | None, x: Floats, y: Floats, compute: str, n_threads: int
+    type_id: int,
+    packed: Bytes,
+    n: int,
+    k: int,
+    bias: Floats | None,
+    x: Floats,
+    y: Floats,
+    compute: str,
+    n_threads: int,
 ) -> None:
     """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
     y[:] = Matrix(type_id, packed, n, k).matmul(x, compute)

@@ -271,7 +271,15 @@ def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes
 
 
 def matmul_packed(
-    type_id: int, packed: Bytes, n: int, k: int, bias: Floats | None, x: Floats, y: Floats, compute: str, n_threads: int
+    type_id: int,
+    packed: Bytes,
+    n: int,
+    k: int,
+    bias: Floats | None,
+    x: Floats,
+    y: Floats,
+    compute: str,
+    n_threads: int,
 ) -> None:
     """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
     from_buffer = ffi.from_buffer
@@ -297,9 +305,8 @@ def packed_rows(
 ) -> None:
     """Rows of packed weights, dequantized into ``out`` (len(rows), k)."""
     indices = ffi.from_buffer("int64_t[]", rows)
-    check(
-        lib.azq_packed_rows(type_id, _bytes(packed), n, k, indices, len(rows), _floats(out), n_threads), "rows"
-    )
+    status = lib.azq_packed_rows(type_id, _bytes(packed), n, k, indices, len(rows), _floats(out), n_threads)
+    check(status, "rows of packed weights")
 
 
 # ---- programs ----------------------------------------------------------------------------------------

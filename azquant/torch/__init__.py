@@ -18,6 +18,17 @@ except ImportError as error:
     ) from error
 
 from azquant.torch.embedding import QuantEmbedding
+from azquant.torch.export import save_gguf, save_lora_gguf
+from azquant.torch.gguf import load_gguf
 from azquant.torch.linear import QuantLinear
+from azquant.torch.quantize import QuantizeReport, quantize_
 
-__all__ = ["QuantEmbedding", "QuantLinear"]
+__all__ = [
+    "QuantEmbedding",
+    "QuantLinear",
+    "QuantizeReport",
+    "load_gguf",
+    "quantize_",
+    "save_gguf",
+    "save_lora_gguf",
+]

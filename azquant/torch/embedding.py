@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from azquant.errors import ArgumentError, ShapeError
-from azquant.ops import quantize
 from azquant.tensor import QTensor
 from azquant.torch.functional import embedding
-from azquant.torch.linear import dense_weight
+from azquant.torch.linear import quantized_weight
 from azquant.torch.packed import PackedModule
 from azquant.types import GGMLType
 
@@ -17,9 +16,10 @@ __all__ = ["QuantEmbedding"]
 
 
 class QuantEmbedding(PackedModule):
-    """A table (num_embeddings, embedding_dim) in a ggml type; the rows asked for are dequantized to ``dtype``.
+    """A table (num_embeddings, embedding_dim) in a ggml type; the rows asked for are dequantized.
 
-    The dtype follows ``.to()``, ``.half()`` and their like. The rows are frozen. A new table is zero.
+    The result's dtype is ``dtype``, which follows ``.to()``, ``.half()`` and their like. The rows are frozen.
+    A new table is zero.
 
     Raises ShapeError when ``embedding_dim`` is no whole number of blocks, UnsupportedTypeError.
     """
@@ -43,10 +43,13 @@ class QuantEmbedding(PackedModule):
     def from_embedding(
         cls, module: nn.Embedding, type: str | GGMLType = "q4_0", *, name: str = ""
     ) -> QuantEmbedding:
-        """Quantizes an ``nn.Embedding``. Raises NonFiniteError, ShapeError, ArgumentError (max_norm; no CPU tensor)."""
+        """Quantizes an ``nn.Embedding``.
+
+        Raises NonFiniteError, ShapeError, ArgumentError (max_norm is set; no CPU tensor).
+        """
         if module.max_norm is not None:
             raise ArgumentError(f"{name or 'embedding'}: max_norm rewrites rows, which quantized rows cannot")
-        q = quantize(dense_weight(module, name).numpy(), type)
+        q = quantized_weight(module, type, name)
         made = cls.from_qtensor(q, padding_idx=module.padding_idx, dtype=module.weight.dtype)
         return made.train(module.training)
 

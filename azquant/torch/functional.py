@@ -22,7 +22,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _BAND_ELEMENTS = 1 << 22
 """Weights held in float32 at a time by the backward (16 MiB)."""
 
-_LIBRARY = torch.library.Library("azquant", "DEF")
+_LIBRARY: Any = torch.library.Library("azquant", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "linear(Tensor x, Tensor packed, Tensor? bias, int type, int out_features, str compute) -> Tensor"
 )
@@ -43,15 +43,18 @@ def linear(
     out_features: int,
     compute: str = "auto",
 ) -> torch.Tensor:
-    """``x`` (..., K) times the transpose of packed weights (N, K), plus ``bias`` (N,) -> (..., N) of x's dtype.
+    """``x`` (..., K) times the transpose of packed weights (N, K), plus ``bias`` (N,) -> (..., N).
 
-    Computed in float32; under autocast the input and the result have autocast's dtype, as in ``nn.Linear``.
+    The result has x's dtype. Computed in float32; under autocast the input and the result have autocast's
+    dtype, as in ``nn.Linear``.
     Differentiable in ``x`` and ``bias``, with the gradient of the dequantized weights.
 
     Raises ArgumentError for tensors not on the CPU, DTypeError, ShapeError, UnsupportedTypeError.
     """
     if x.device.type != "cpu":
-        raise ArgumentError(f"azquant computes on the CPU, but the input is on {x.device}: move it with .cpu()")
+        raise ArgumentError(
+            f"azquant computes on the CPU, but the input is on {x.device}: move it with .cpu()"
+        )
     if torch.is_autocast_enabled("cpu") and x.is_floating_point():
         x = x.to(torch.get_autocast_dtype("cpu"))
     if x.dtype not in _FLOATS:
@@ -101,7 +104,12 @@ def _float32(x: torch.Tensor) -> torch.Tensor:
 
 
 def _linear(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, type: int, out_features: int, compute: str
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    type: int,
+    out_features: int,
+    compute: str,
 ) -> torch.Tensor:
     lead, k, n = x.shape[:-1], x.shape[-1], out_features
     weights = _weights(packed, type, n, k)
@@ -124,7 +132,7 @@ def _linear(
 
 
 def _linear_backward(grad: torch.Tensor, packed: torch.Tensor, type: int, in_features: int) -> torch.Tensor:
-    """grad (..., N) times the dequantized weights (N, K) -> (..., K), a band of rows of the weights at a time."""
+    """grad (..., N) times the dequantized weights (N, K) -> (..., K), a band of weight rows at a time."""
     n, k = grad.shape[-1], in_features
     weights = _weights(packed, type, n, k)
     flat = _float32(grad).reshape(-1, n)
@@ -147,7 +155,9 @@ def _embedding(
     out = torch.empty((*indices.shape, columns), dtype=torch.float32)
     if wanted.size:
         if int(wanted.min()) < 0 or int(wanted.max()) >= rows:
-            raise ShapeError(f"an index is out of range: {wanted.min()} .. {wanted.max()}, the table has {rows} rows")
+            raise ShapeError(
+                f"an index is out of range: {wanted.min()} .. {wanted.max()}, the table has {rows} rows"
+            )
         flat = out.numpy().reshape(-1, columns)
         kernels().packed_rows(type, weights, rows, columns, wanted, flat, torch.get_num_threads())
     return out if dtype is torch.float32 else out.to(dtype)

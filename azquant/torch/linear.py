@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from azquant.errors import ArgumentError, DTypeError, ShapeError
-from azquant.ops import COMPUTE_MODES, quantize
+from azquant.ops import COMPUTE_MODES, encode_rows
 from azquant.tensor import QTensor
 from azquant.torch.functional import linear
 from azquant.torch.packed import PackedModule
-from azquant.types import GGMLType
+from azquant.types import GGMLType, get_type
 
-__all__ = ["QuantLinear", "dense_weight", "is_conv1d"]
+__all__ = ["QuantLinear", "dense_weight", "is_conv1d", "quantized_weight"]
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -21,19 +21,30 @@ def is_conv1d(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
-def dense_weight(module: nn.Module, name: str = "") -> torch.Tensor:
-    """The weight of a linear or embedding layer as float32 (out, in), on the CPU, contiguous.
+def quantized_weight(module: nn.Module, type: str | GGMLType, name: str = "") -> QTensor:
+    """The weight of a linear or embedding layer, quantized as (out, in).
 
-    Raises ArgumentError when it is on another device or has no data.
+    Raises ArgumentError when it is on another device or has no data, ShapeError, NonFiniteError.
     """
+    found = get_type(type)
+    dense = dense_weight(module, name).numpy()
+    data = encode_rows(dense, found, tensor=f"{name}.weight" if name else None)
+    return QTensor(data, dense.shape, found)
+
+
+def dense_weight(module: nn.Module, name: str = "") -> torch.Tensor:
+    """The weight of a linear or embedding layer as float32 (out, in), on the CPU, contiguous."""
     weight = module.weight
     where = name or module.__class__.__name__
     assert isinstance(weight, torch.Tensor)
     if weight.device.type == "meta":
-        raise ArgumentError(f"{where}: the weight is on the meta device: load its values before quantizing it")
+        raise ArgumentError(
+            f"{where}: the weight is on the meta device: load its values before quantizing it"
+        )
     if weight.device.type != "cpu":
         raise ArgumentError(
-            f"{where}: the weight is on {weight.device}, but azquant quantizes on the CPU: move the model with .cpu()"
+            f"{where}: the weight is on {weight.device}, but azquant quantizes on the CPU: "
+            "move the model with .cpu()"
         )
     if not weight.is_floating_point():
         raise DTypeError(f"{where}: the weight is {weight.dtype}, not floating point")
@@ -80,7 +91,7 @@ class QuantLinear(PackedModule):
 
         ``name`` is for messages. Raises NonFiniteError, ShapeError, ArgumentError (no CPU tensor).
         """
-        q = quantize(dense_weight(module, name).numpy(), type)
+        q = quantized_weight(module, type, name)
         bias = getattr(module, "bias", None)
         made = cls.from_qtensor(q, bias if isinstance(bias, torch.Tensor) else None, compute=compute)
         return made.train(module.training)
@@ -99,7 +110,9 @@ class QuantLinear(PackedModule):
         made.set_bytes(q.data)
         if bias is not None:
             if tuple(bias.shape) != (q.shape[0],):
-                raise ShapeError(f"the bias has shape {tuple(bias.shape)}, the weight {q.shape} needs ({q.shape[0]},)")
+                raise ShapeError(
+                    f"the bias has shape {tuple(bias.shape)}, the weight {q.shape} needs ({q.shape[0]},)"
+                )
             if bias.device.type != "cpu":
                 raise ArgumentError(f"azquant computes on the CPU, but the bias is on {bias.device}")
             made.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
@@ -108,13 +121,15 @@ class QuantLinear(PackedModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features). Raises ArgumentError, DTypeError, ShapeError."""
         if x.shape[-1:] != (self.in_features,):
-            raise ShapeError(f"the input has shape {tuple(x.shape)}, this layer needs (..., {self.in_features})")
+            raise ShapeError(
+                f"the input has shape {tuple(x.shape)}, this layer needs (..., {self.in_features})"
+            )
         return linear(x, self.packed, self.bias, self._type_id, self.out_features, self.compute)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         tied = ", tied" if self.tied_to is not None else ""
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"type={self.quant_type}, compute={self.compute}{tied}"
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, type={self.quant_type}, compute={self.compute}{tied}"
         )

@@ -1,8 +1,8 @@
 """A module's quantized weight: packed in memory, GGUF's bytes everywhere else.
 
 Memory holds one form, the one that the kernels read; it can be turned back into GGUF's bytes exactly.
-``state_dict``, pickles and GGUF files hold those, since the packed layout belongs to a version of azquant and a
-kind of processor.
+``state_dict``, pickles and GGUF files hold those, since the packed layout belongs to a version of azquant
+and a kind of processor.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class PackedModule(nn.Module):
     def weight(self) -> torch.Tensor:
         """The bytes that GGUF stores: uint8 (rows, bytes of a row), made anew from the packed form."""
         rows, columns = self._shape
-        data = kernels().unpack(
-            self._type_id, self.packed.numpy(), rows, columns, torch.get_num_threads()
-        )
+        data = kernels().unpack(self._type_id, self.packed.numpy(), rows, columns, torch.get_num_threads())
         return torch.from_numpy(data).reshape(rows, self._row_bytes)
 
     @property
@@ -81,7 +79,8 @@ class PackedModule(nn.Module):
         rows, columns = self._shape
         if data.nbytes != rows * self._row_bytes:
             raise ShapeError(
-                f"{rows} rows of {columns} in {self.quant_type} take {rows * self._row_bytes} bytes, not {data.nbytes}"
+                f"{rows} rows of {columns} in {self.quant_type} take {rows * self._row_bytes} bytes, "
+                f"not {data.nbytes}"
             )
         flat = np.ascontiguousarray(data).reshape(-1)
         if flat.ctypes.data % 2:  # a view of a file; the packing reads whole scales
@@ -92,7 +91,8 @@ class PackedModule(nn.Module):
         """Uses the weight of ``other`` from now on. Raises ShapeError unless shape and type are the same."""
         if (self._shape, self.quant_type) != (other._shape, other.quant_type):
             raise ShapeError(
-                f"a weight {self._shape} in {self.quant_type} cannot share one {other._shape} in {other.quant_type}"
+                f"a weight {self._shape} in {self.quant_type} cannot share one "
+                f"{other._shape} in {other.quant_type}"
             )
         other = other.tied_to or other
         self.packed = other.packed
@@ -161,7 +161,7 @@ class PackedModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         data = state.pop("_gguf_bytes")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._tied:
             packed = self._tied[0].packed
         else:
@@ -179,16 +179,16 @@ class PackedModule(nn.Module):
         probe = fn(torch.empty(0, dtype=torch.uint8))
         if probe.device.type != "cpu":
             raise ArgumentError(
-                f"azquant computes on the CPU; a {self.__class__.__name__} cannot be moved to {probe.device}. "
+                f"azquant computes on the CPU; {self.__class__.__name__} cannot be moved to {probe.device}. "
                 "For other devices use dequantize() or the original model"
             )
         if probe.dtype != torch.uint8:
             raise ArgumentError(
-                f"the packed bytes of a {self.__class__.__name__} cannot become {probe.dtype}: use .to(dtype) or "
-                ".half(), .bfloat16(), .float(), which leave them alone"
+                f"the packed bytes of a {self.__class__.__name__} cannot become {probe.dtype}: "
+                "use .to(dtype) or .half(), .bfloat16(), .float(), which leave them alone"
             )
         packed = self.packed
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.packed is not packed and self._tied:
             self.packed = self._tied[0].packed
         return self
