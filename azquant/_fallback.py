@@ -28,12 +28,17 @@ __all__ = [
     "Program",
     "dequantize",
     "isas",
+    "matmul_packed",
+    "pack",
+    "packed_bytes",
+    "packed_rows",
     "peak_int8",
     "quantize",
     "scan_strings",
     "set_threads",
     "stream_read",
     "threads",
+    "unpack",
     "use_isa",
 ]
 
@@ -254,6 +259,51 @@ class Matrix:
         with np.errstate(all="ignore"):
             y = x @ self.dense().T
         return y.astype(np.float32, copy=False)
+
+
+# ---- packed weights, in the caller's memory: here the GGUF bytes themselves -----------------------------
+
+
+def packed_bytes(type_id: int, n: int, k: int) -> int:
+    """Bytes of the packed form of a matrix (n, k)."""
+    return n * _row_bytes(type_id, k)
+
+
+def pack(type_id: int, data: Bytes, n: int, k: int, out: Bytes, n_threads: int) -> None:
+    """GGUF bytes -> ``out`` (packed_bytes,)."""
+    out[:] = data
+
+
+def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes:
+    """The GGUF bytes."""
+    return packed.copy()
+
+
+def matmul_packed(
+    type_id: int,
+    packed: Bytes,
+    n: int,
+    k: int,
+    bias: Floats | None,
+    x: Floats,
+    y: Floats,
+    compute: str,
+    n_threads: int,
+) -> None:
+    """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
+    y[:] = Matrix(type_id, packed, n, k).matmul(x, compute)
+    if bias is not None:
+        y += bias
+
+
+def packed_rows(
+    type_id: int, packed: Bytes, n: int, k: int, rows: npt.NDArray[np.int64], out: Floats, n_threads: int
+) -> None:
+    """Rows of packed weights, dequantized into ``out`` (len(rows), k)."""
+    if rows.size and (rows.min() < 0 or rows.max() >= n):
+        raise ShapeError(f"rows: an index is not in 0 .. {n - 1}")
+    picked = np.ascontiguousarray(packed.reshape(n, -1)[rows]).reshape(-1)
+    out[:] = dequantize(type_id, picked, len(rows), k)
 
 
 # ---- programs ----------------------------------------------------------------------------------------

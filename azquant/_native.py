@@ -31,12 +31,17 @@ __all__ = [
     "Program",
     "dequantize",
     "isas",
+    "matmul_packed",
+    "pack",
+    "packed_bytes",
+    "packed_rows",
     "peak_int8",
     "quantize",
     "scan_strings",
     "set_threads",
     "stream_read",
     "threads",
+    "unpack",
     "use_isa",
 ]
 
@@ -244,6 +249,65 @@ class Matrix:
             lib.azq_matmul(self._handle, _floats(x), m, self.shape[1], _floats(y), n, COMPUTE[compute]), "matmul"
         )
         return y
+
+
+# ---- packed weights, in the caller's memory -----------------------------------------------------------
+
+
+def packed_bytes(type_id: int, n: int, k: int) -> int:
+    """Bytes of the packed form of a matrix (n, k)."""
+    return int(lib.azq_packed_bytes(type_id, n, k))
+
+
+def pack(type_id: int, data: Bytes, n: int, k: int, out: Bytes, n_threads: int) -> None:
+    """GGUF bytes -> ``out`` (packed_bytes,), 64-byte aligned."""
+    check(lib.azq_pack(type_id, _bytes(data), n, k, _bytes(out), n_threads), "pack")
+
+
+def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes:
+    """The GGUF bytes, made back from the packed form."""
+    out = np.empty(n * lib.azq_row_bytes(type_id, k), dtype=np.uint8)
+    check(lib.azq_unpack(type_id, _bytes(packed), n, k, _bytes(out), n_threads), "unpack")
+    return out
+
+
+def matmul_packed(
+    type_id: int,
+    packed: Bytes,
+    n: int,
+    k: int,
+    bias: Floats | None,
+    x: Floats,
+    y: Floats,
+    compute: str,
+    n_threads: int,
+) -> None:
+    """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
+    from_buffer = ffi.from_buffer
+    check(
+        lib.azq_matmul_packed(
+            type_id,
+            from_buffer("uint8_t[]", packed),
+            n,
+            k,
+            ffi.NULL if bias is None else from_buffer("float[]", bias),
+            from_buffer("float[]", x),
+            x.shape[0],
+            from_buffer("float[]", y),
+            COMPUTE[compute],
+            n_threads,
+        ),
+        "matmul",
+    )
+
+
+def packed_rows(
+    type_id: int, packed: Bytes, n: int, k: int, rows: npt.NDArray[np.int64], out: Floats, n_threads: int
+) -> None:
+    """Rows of packed weights, dequantized into ``out`` (len(rows), k)."""
+    indices = ffi.from_buffer("int64_t[]", rows)
+    status = lib.azq_packed_rows(type_id, _bytes(packed), n, k, indices, len(rows), _floats(out), n_threads)
+    check(status, "rows of packed weights")
 
 
 # ---- programs ----------------------------------------------------------------------------------------

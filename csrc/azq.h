@@ -96,6 +96,25 @@ typedef enum {
 /* y (m, n) = x (m, k) * W^T. ldx, ldy: elements between rows. AZQ_E_TYPE for int8 asked of a type without it. */
 azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute);
 
+/* ---- packed weights, without a handle ------------------------------------------------------------ */
+
+/* For callers that keep one copy of the weights, in memory of their own: the packed form alone. A type that
+ * has none of its own (see azq_matrix_pack) is "packed" as its GGUF bytes. The layout is the same on every ISA
+ * of a machine, but not a file format: store what azq_unpack gives. packed must be 64-byte aligned.
+ * threads: how many this call uses, instead of azq_threads(); 0 for azq_threads(). */
+
+/* Bytes of the packed form; -1 where azq_row_bytes is. */
+int64_t azq_packed_bytes(int type, int64_t n, int64_t k);
+/* data (n, azq_row_bytes(type, k)) -> packed (azq_packed_bytes), and back. */
+azq_status azq_pack(int type, const void *data, int64_t n, int64_t k, void *packed, int threads);
+azq_status azq_unpack(int type, const void *packed, int64_t n, int64_t k, void *data, int threads);
+/* y (m, n) = x (m, k) * W^T + bias (n, or NULL). compute as in azq_matmul. */
+azq_status azq_matmul_packed(int type, const void *packed, int64_t n, int64_t k, const float *bias, const float *x,
+                             int64_t m, float *y, int compute, int threads);
+/* y (count, k) = the rows asked for, dequantized. AZQ_E_INDEX when one is out of range. */
+azq_status azq_packed_rows(int type, const void *packed, int64_t n, int64_t k, const int64_t *rows, int64_t count,
+                           float *y, int threads);
+
 /* ---- key/value cache ------------------------------------------------------------------------- */
 
 typedef struct azq_kv azq_kv;

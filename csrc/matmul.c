@@ -175,7 +175,8 @@ static void fp32_task(void *context, int64_t task, int worker) {
     int64_t columns = w->n - first < AZQ_PANEL ? w->n - first : AZQ_PANEL;
     for (int64_t j = 0; j < AZQ_PANEL; j++) {
         if (j < columns) {
-            job->kernels->dequantize_row[w->type](w->data + (first + j) * w->row_bytes, rows + j * w->k, w->k);
+            const void *blocks = azq_matrix_row(w, first + j, (uint8_t *)(rows + AZQ_PANEL * w->k));
+            job->kernels->dequantize_row[w->type](blocks, rows + j * w->k, w->k);
         } else {
             memset(rows + j * w->k, 0, (size_t)w->k * sizeof *rows);
         }
@@ -191,7 +192,8 @@ static void fp32_task(void *context, int64_t task, int worker) {
 
 static azq_status run_fp32(matmul_job *job) {
     const azq_matrix *w = job->layer->w;
-    azq_status status = reserve(job->scratch, 0, (size_t)(w->k * AZQ_PANEL));
+    /* AZQ_PANEL rows of floats, and the blocks of one row. */
+    azq_status status = reserve(job->scratch, 0, (size_t)(w->k * AZQ_PANEL + (w->row_bytes + 3) / 4));
     if (status == AZQ_OK) {
         azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, job->scratch->workers, fp32_task, job);
     }
@@ -236,4 +238,83 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
     azq_status status = azq_linear_run(&layer, &scratch, x, m, ldx, y, ldy, compute);
     azq_scratch_free(&scratch);
     return status;
+}
+
+azq_status azq_matmul_packed(int type, const void *packed, int64_t n, int64_t k, const float *bias, const float *x,
+                             int64_t m, float *y, int compute, int threads) {
+    azq_matrix w;
+    azq_status status = azq_matrix_borrow(type, packed, n, k, &w);
+    if (status != AZQ_OK) {
+        return status;
+    }
+    if (n > 0 && k > 0 && m > 0 && (!packed || !x || !y)) {
+        return AZQ_E_NULL;
+    }
+    if (m < 0) {
+        return AZQ_E_SHAPE;
+    }
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32 ||
+        (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[type])) {
+        return AZQ_E_TYPE;
+    }
+    azq_scratch scratch = {0};
+    azq_linear layer = {.w = &w, .bias = bias};
+    azq_threads_here(threads);
+    status = azq_linear_run(&layer, &scratch, x, m, k, y, n, compute);
+    azq_threads_here(0);
+    azq_scratch_free(&scratch);
+    return status;
+}
+
+/* ---- rows of packed weights ------------------------------------------------------------------------ */
+
+enum { ROWS_PER_LOOKUP = 16 };
+
+typedef struct {
+    const azq_matrix *w;
+    const azq_kernel_slots *kernels;
+    const int64_t *rows;
+    int64_t count;
+    float *y;
+    uint8_t *buffers; /* (workers, row_bytes) */
+} rows_job;
+
+static void rows_task(void *context, int64_t task, int worker) {
+    const rows_job *job = context;
+    const azq_matrix *w = job->w;
+    int64_t end = (task + 1) * ROWS_PER_LOOKUP < job->count ? (task + 1) * ROWS_PER_LOOKUP : job->count;
+    for (int64_t i = task * ROWS_PER_LOOKUP; i < end; i++) {
+        const void *blocks = azq_matrix_row(w, job->rows[i], job->buffers + worker * w->row_bytes);
+        job->kernels->dequantize_row[w->type](blocks, job->y + i * w->k, w->k);
+    }
+}
+
+azq_status azq_packed_rows(int type, const void *packed, int64_t n, int64_t k, const int64_t *rows, int64_t count,
+                           float *y, int threads) {
+    azq_matrix w;
+    azq_status status = azq_matrix_borrow(type, packed, n, k, &w);
+    if (status != AZQ_OK || count == 0 || k == 0) {
+        return status;
+    }
+    if (count < 0) {
+        return AZQ_E_SHAPE;
+    }
+    if (!packed || !rows || !y) {
+        return AZQ_E_NULL;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        if (rows[i] < 0 || rows[i] >= n) {
+            return AZQ_E_INDEX;
+        }
+    }
+    azq_threads_here(threads);
+    int workers = azq_threads();
+    uint8_t *buffers = azq_alloc((size_t)w.row_bytes * (size_t)workers);
+    if (buffers) {
+        rows_job job = {&w, azq_active(), rows, count, y, buffers};
+        azq_parallel((count + ROWS_PER_LOOKUP - 1) / ROWS_PER_LOOKUP, workers, rows_task, &job);
+    }
+    azq_threads_here(0);
+    azq_free(buffers);
+    return buffers ? AZQ_OK : AZQ_E_NOMEM;
 }

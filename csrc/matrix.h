@@ -8,7 +8,7 @@
 struct azq_matrix {
     int type;
     int64_t n, k, row_bytes;
-    const uint8_t *data;            /* (n, row_bytes), the caller's */
+    const uint8_t *data;            /* (n, row_bytes), the caller's; NULL when only `packed` is there */
     _Atomic(uint8_t *) packed;      /* (ceil(n / 16), panel_bytes); NULL until packed */
     int64_t panel_bytes;
 };
@@ -16,6 +16,15 @@ struct azq_matrix {
 /* 64-byte aligned, with huge pages asked for where that helps; NULL when there is no memory. */
 void *azq_alloc(size_t bytes);
 void azq_free(void *p);
+
+/* Whether the type has a packed form of its own. */
+int azq_has_packed(int type);
+
+/* A matrix over bytes in the form azq_pack makes, without a copy; nothing to free. */
+azq_status azq_matrix_borrow(int type, const void *packed, int64_t n, int64_t k, azq_matrix *out);
+
+/* One row's blocks as GGUF has them; made in buffer (row_bytes) where there is only the packed form. */
+const void *azq_matrix_row(const azq_matrix *w, int64_t row, uint8_t *buffer);
 
 /* ---- one linear layer ---- */
 

@@ -82,30 +82,36 @@ int64_t azq_group_bytes(int type, int64_t b) {
     }
 }
 
+int azq_has_packed(int type) { return azq_group_bytes(type, 1) > 0; }
+
 int64_t azq_panel_bytes(int type, int64_t k) {
     int64_t bytes = azq_group_bytes(type, k / 32);
     return (bytes + 63) / 64 * 64;
 }
 
-/* Calls `block(file block, scale slot, packed block, column)` for every block of a panel, both ways. */
+/* Called for every block of a row, to fill either side from the other. */
 typedef void visit_block_fn(uint8_t *file, uint8_t *scale, uint8_t *packed, int column);
 
-static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8_t *packed, visit_block_fn *visit) {
+/* file: the row's blocks as GGUF has them; column: the row's place in its panel. */
+static void visit_row(const azq_matrix *w, uint8_t *file, uint8_t *panel, int column, visit_block_fn *visit) {
     int64_t n_blocks = w->k / 32;
     int64_t file_block = n_blocks ? w->row_bytes / n_blocks : 0;
     int64_t packed_block = azq_group_bytes(w->type, 1) - AZQ_PANEL * 2;
-    int64_t columns = w->n - panel * AZQ_PANEL < AZQ_PANEL ? w->n - panel * AZQ_PANEL : AZQ_PANEL;
-    uint8_t *group = packed + panel * w->panel_bytes;
+    uint8_t *group = panel;
     for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
         int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
         uint8_t *lines = group + in_group * AZQ_PANEL * 2;
-        for (int64_t n = 0; n < columns; n++) {
-            uint8_t *row = file + (panel * AZQ_PANEL + n) * w->row_bytes;
-            for (int64_t b = 0; b < in_group; b++) {
-                visit(row + (g + b) * file_block, group + (b * AZQ_PANEL + n) * 2, lines + b * packed_block, (int)n);
-            }
+        for (int64_t b = 0; b < in_group; b++) {
+            visit(file + (g + b) * file_block, group + (b * AZQ_PANEL + column) * 2, lines + b * packed_block, column);
         }
         group = lines + in_group * packed_block;
+    }
+}
+
+static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8_t *packed, visit_block_fn *visit) {
+    int64_t columns = w->n - panel * AZQ_PANEL < AZQ_PANEL ? w->n - panel * AZQ_PANEL : AZQ_PANEL;
+    for (int64_t n = 0; n < columns; n++) {
+        visit_row(w, file + (panel * AZQ_PANEL + n) * w->row_bytes, packed + panel * w->panel_bytes, (int)n, visit);
     }
 }
 
@@ -129,16 +135,22 @@ static void pack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column
     }
 }
 
+/* The way back: eight weights of a dword, one per byte, in order. */
+static uint64_t nibble_octet(uint32_t dword) {
+    uint32_t low = dword & 0x0f0f0f0fu, high = dword >> 4 & 0x0f0f0f0fu;
+    uint32_t first = (low & 0xffu) | (low >> 8 & 0xff00u) | (high & 0xffu) << 16 | (high & 0xff0000u) << 8;
+    uint32_t second = (low >> 8 & 0xffu) | (low >> 16 & 0xff00u) | (high & 0xff00u) << 8 | (high & 0xff000000u);
+    return (uint64_t)second << 32 | first;
+}
+
 static void unpack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
     memcpy(file, scale, 2);
-    memset(file + 2, 0, 16);
-    for (int i = 0; i < 4; i++) {
-        for (int j = 0; j < 8; j++) {
-            unsigned byte = packed[64 * i + 4 * column + (j & 3)];
-            unsigned q = j < 4 ? byte & 15u : byte >> 4;
-            int k = 8 * i + azq_lane_order[j];
-            file[2 + (k & 15)] |= (uint8_t)(k < 16 ? q : q << 4);
-        }
+    for (int half = 0; half < 2; half++) {
+        uint32_t low, high;
+        memcpy(&low, packed + 64 * half + 4 * column, 4);
+        memcpy(&high, packed + 64 * (half + 2) + 4 * column, 4);
+        uint64_t bytes = nibble_octet(low) | nibble_octet(high) << 4;
+        memcpy(file + 2 + 8 * half, &bytes, 8);
     }
 }
 
@@ -189,26 +201,30 @@ static void visit_task(void *context, int64_t task, int worker) {
     visit_panel(job->w, task, job->file, job->packed, job->visit);
 }
 
+/* Fills `packed` (whole panels) from GGUF bytes. */
+static void pack_into(const azq_matrix *w, const uint8_t *data, uint8_t *packed) {
+    if (w->n % AZQ_PANEL) {
+        fill_padding(w, packed);
+    }
+    visit_job job = {w, (uint8_t *)(uintptr_t)data, packed, w->type == AZQ_TYPE_Q4_0 ? pack_q4_0 : pack_q8_0};
+    azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
+}
+
 azq_status azq_matrix_pack(azq_matrix *w) {
     if (!w) {
         return AZQ_E_NULL;
     }
-    if (w->type != AZQ_TYPE_Q4_0 && w->type != AZQ_TYPE_Q8_0) {
+    if (!azq_has_packed(w->type)) {
         return AZQ_E_TYPE;
     }
     if (atomic_load(&w->packed)) {
         return AZQ_OK;
     }
-    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
-    uint8_t *packed = azq_alloc((size_t)(panels * w->panel_bytes));
+    uint8_t *packed = azq_alloc((size_t)((w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes));
     if (!packed) {
         return AZQ_E_NOMEM;
     }
-    if (w->n % AZQ_PANEL) {
-        fill_padding(w, packed);
-    }
-    visit_job job = {w, (uint8_t *)(uintptr_t)w->data, packed, w->type == AZQ_TYPE_Q4_0 ? pack_q4_0 : pack_q8_0};
-    azq_parallel(panels, AZQ_MAX_THREADS, visit_task, &job);
+    pack_into(w, w->data, packed);
     uint8_t *expected = NULL;
     if (!atomic_compare_exchange_strong(&w->packed, &expected, packed)) {
         azq_free(packed); /* another thread was faster */
@@ -220,6 +236,11 @@ int64_t azq_matrix_packed_bytes(const azq_matrix *w) {
     return w && atomic_load(&w->packed) ? (w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes : 0;
 }
 
+static void unpack_from(const azq_matrix *w, const uint8_t *packed, uint8_t *dst) {
+    visit_job job = {w, dst, (uint8_t *)(uintptr_t)packed, w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0};
+    azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
+}
+
 azq_status azq_matrix_unpack(const azq_matrix *w, void *dst) {
     if (!w || !dst) {
         return AZQ_E_NULL;
@@ -228,7 +249,81 @@ azq_status azq_matrix_unpack(const azq_matrix *w, void *dst) {
     if (!packed) {
         return AZQ_E_TYPE;
     }
-    visit_job job = {w, dst, packed, w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0};
-    azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
+    unpack_from(w, packed, dst);
+    return AZQ_OK;
+}
+
+/* ---- weights that are only packed ---------------------------------------------------------------- */
+
+const void *azq_matrix_row(const azq_matrix *w, int64_t row, uint8_t *buffer) {
+    if (w->data) {
+        return w->data + row * w->row_bytes;
+    }
+    uint8_t *panel = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
+    visit_row(w, buffer, panel + row / AZQ_PANEL * w->panel_bytes, (int)(row % AZQ_PANEL),
+              w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0);
+    return buffer;
+}
+
+azq_status azq_matrix_borrow(int type, const void *packed, int64_t n, int64_t k, azq_matrix *out) {
+    if (type < 0 || type >= AZQ_TYPE_COUNT || azq_row_bytes(type, 0) < 0) {
+        return AZQ_E_TYPE;
+    }
+    int64_t row_bytes = azq_row_bytes(type, k);
+    if (n < 0 || row_bytes < 0 || n > INT64_MAX / 64 / (row_bytes > 0 ? row_bytes : 1) || k > INT64_MAX / 64) {
+        return AZQ_E_SHAPE;
+    }
+    *out = (azq_matrix){.type = type, .n = n, .k = k, .row_bytes = row_bytes, .panel_bytes = azq_panel_bytes(type, k)};
+    if (azq_has_packed(type)) {
+        atomic_init(&out->packed, (uint8_t *)(uintptr_t)packed);
+    } else {
+        out->data = packed;
+    }
+    return AZQ_OK;
+}
+
+int64_t azq_packed_bytes(int type, int64_t n, int64_t k) {
+    azq_matrix w;
+    if (azq_matrix_borrow(type, NULL, n, k, &w) != AZQ_OK) {
+        return -1;
+    }
+    return azq_has_packed(type) ? (n + AZQ_PANEL - 1) / AZQ_PANEL * w.panel_bytes : n * w.row_bytes;
+}
+
+azq_status azq_pack(int type, const void *data, int64_t n, int64_t k, void *packed, int threads) {
+    azq_matrix w;
+    azq_status status = azq_matrix_borrow(type, packed, n, k, &w);
+    if (status != AZQ_OK || n == 0 || k == 0) {
+        return status;
+    }
+    if (!data || !packed) {
+        return AZQ_E_NULL;
+    }
+    if (!azq_has_packed(type)) {
+        memcpy(packed, data, (size_t)(n * w.row_bytes));
+        return AZQ_OK;
+    }
+    azq_threads_here(threads);
+    pack_into(&w, data, packed);
+    azq_threads_here(0);
+    return AZQ_OK;
+}
+
+azq_status azq_unpack(int type, const void *packed, int64_t n, int64_t k, void *data, int threads) {
+    azq_matrix w;
+    azq_status status = azq_matrix_borrow(type, packed, n, k, &w);
+    if (status != AZQ_OK || n == 0 || k == 0) {
+        return status;
+    }
+    if (!data || !packed) {
+        return AZQ_E_NULL;
+    }
+    if (!azq_has_packed(type)) {
+        memcpy(data, packed, (size_t)(n * w.row_bytes));
+        return AZQ_OK;
+    }
+    azq_threads_here(threads);
+    unpack_from(&w, packed, data);
+    azq_threads_here(0);
     return AZQ_OK;
 }

@@ -153,7 +153,7 @@ static void start_workers(int n) {
 }
 
 void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *context) {
-    int n = atomic_load(&pool.n_threads);
+    int n = azq_threads();
     n = n < max_workers ? n : max_workers;
     if (n < 2 || n_tasks < 2 || n_tasks > (int64_t)UINT32_MAX || pthread_mutex_trylock(&pool.owner) != 0) {
         for (int64_t task = 0; task < n_tasks; task++) {
@@ -189,8 +189,13 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
 
 int azq_threads_max(void) { return AZQ_MAX_THREADS; }
 
-int azq_threads(void) { return atomic_load(&pool.n_threads); }
+/* What calls of this thread use instead of pool.n_threads; 0 for that. */
+static _Thread_local int threads_here;
 
-void azq_threads_set(int n) {
-    atomic_store(&pool.n_threads, n < 1 ? 1 : n > AZQ_MAX_THREADS ? AZQ_MAX_THREADS : n);
-}
+static int clamped(int n) { return n < 1 ? 1 : n > AZQ_MAX_THREADS ? AZQ_MAX_THREADS : n; }
+
+int azq_threads(void) { return threads_here ? threads_here : atomic_load(&pool.n_threads); }
+
+void azq_threads_set(int n) { atomic_store(&pool.n_threads, clamped(n)); }
+
+void azq_threads_here(int n) { threads_here = n > 0 ? clamped(n) : 0; }
