@@ -49,11 +49,22 @@ def expect(value: object, kind: type | tuple[type, ...], where: str, what: str) 
     raise TokenizerError(f"{where} must be {what}, found {type(value).__name__} {short_repr(value)}")
 
 
-def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read every file of ``folder`` that has to do with its tokenizer.
+def read_tokenizer_files(path: Path) -> TokenizerFiles:
+    """Read every file of the folder ``path`` that has to do with its tokenizer, or the one file ``path``.
+
+    A file called tokenizer.json stands for its folder. One of another name is taken alone: the files beside
+    it may be another tokenizer's.
 
     Raises TokenizerError for a file that is no JSON object, InputFileError for one that cannot be read.
     """
+    folder = path
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputFileError(f"{path}: no such tokenizer file or folder")
+        folder = path.parent
+        if path.name != "tokenizer.json":
+            text = _read_text(path)
+            return TokenizerFiles(folder, path.name, _parse(text, path), text)
     files = TokenizerFiles(folder)
     if (folder / files.name).is_file():
         files.text = _read_text(folder / files.name)

@@ -41,8 +41,10 @@ _RETRAIN = (
 )
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
-    """Return the ``tokenizer.*`` metadata of a GGUF file for the tokenizer in ``folder``.
+def tokenizer_metadata(path: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    """Return the ``tokenizer.*`` metadata of a GGUF file for the tokenizer at ``path``.
+
+    ``path`` is a folder, or one file: what lies beside a tokenizer.json of another name is not read.
 
     ``vocab_size`` is the number of rows of the embedding: exactly so many tokens are written. ``config`` is
     the parsed config.json. A folder without a tokenizer gives ``tokenizer.ggml.model = "no_vocab"`` and a
@@ -53,9 +55,9 @@ def tokenizer_metadata(folder: Path, vocab_size: int, config: Mapping[str, Any])
     ConversionWarning for everything that was replaced, left out, or that llama.cpp will do differently.
     """
     if vocab_size < 1:
-        raise ConversionError(f"{folder}: the model's vocab_size is {vocab_size}; it must be at least 1")
-    folder = Path(folder)
-    files = read_tokenizer_files(folder)
+        raise ConversionError(f"{path}: the model's vocab_size is {vocab_size}; it must be at least 1")
+    files = read_tokenizer_files(Path(path))
+    folder = files.folder
     if files.tokenizer is None:
         return _no_tokenizer(folder)
     where = f"{folder / files.name}"
@@ -97,7 +99,9 @@ def _no_tokenizer(folder: Path) -> dict[str, MetadataValue]:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     else:
-        warn(f"{folder} has no tokenizer.json; the file gets no tokenizer and runs on token ids only")
+        others = sorted(folder.glob("*tokenizer*.json"))
+        hint = f". If {others[0].name} is it, give it: tokenizer={str(others[0])!r}" if others else ""
+        warn(f"{folder} has no tokenizer.json; the file gets no tokenizer and runs on token ids only{hint}")
     return {keys.TOKENIZER_MODEL: string("no_vocab")}
 
 
