@@ -18,7 +18,15 @@ from azquant.pretokenizer import NAMED
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["VocabularyData", "byte_level_backend", "guarded", "json_backend", "sentencepiece_backend"]
+__all__ = [
+    "VocabularyData",
+    "byte_level_backend",
+    "guarded",
+    "json_backend",
+    "score_merges",
+    "sentencepiece_backend",
+    "unigram_backend",
+]
 
 _TEXT_TYPES = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
@@ -38,11 +46,13 @@ def json_backend(text: str, n_vocab: int) -> Tokenizer:
     """
     package = _package()
     backend: Tokenizer = guarded(lambda: package.Tokenizer.from_str(text), "tokenizer.huggingface.json")
-    if backend.get_vocab_size(with_added_tokens=True) > n_vocab:
-        raise ModelError(
-            f"tokenizer.huggingface.json has {backend.get_vocab_size(with_added_tokens=True)} tokens, "
-            f"tokenizer.ggml.tokens only {n_vocab}: they are not of one tokenizer"
-        )
+    if backend.get_vocab_size(with_added_tokens=True) > n_vocab:  # ids may be shared: these count
+        most = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        if most > n_vocab:
+            raise ModelError(
+                f"tokenizer.huggingface.json has {most} tokens, tokenizer.ggml.tokens only {n_vocab}: they "
+                "are not of one tokenizer"
+            )
     # Training settings that a tokenizer.json may carry; a prompt must never be cut or changed at random by
     # them.
     backend.no_truncation()
@@ -85,7 +95,7 @@ def sentencepiece_backend(
     model = guarded(
         lambda: package.models.BPE(
             vocab=ids,
-            merges=_score_merges(vocabulary, scores, ids),
+            merges=score_merges(vocabulary, scores, ids),
             unk_token=None if unknown is None else vocabulary.tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -96,6 +106,45 @@ def sentencepiece_backend(
     normalizers = package.normalizers
     steps = [normalizers.Prepend("▁")] if space_prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    _add_tokens(backend, vocabulary)
+    return backend
+
+
+def unigram_backend(
+    vocabulary: VocabularyData,
+    scores: Sequence[float],
+    unknown: int | None,
+    *,
+    space_prefix: bool,
+    merge_spaces: bool,
+    charsmap: bytes,
+) -> Tokenizer:
+    """Unigram as llama.cpp's ``t5`` cuts text: the likeliest way, unknown characters as one unknown token."""
+    package = _package()
+    if unknown is None:
+        raise TokenizerError("tokenizer.ggml.unknown_token_id is missing, which a Unigram model needs")
+    low = min(scores, default=0.0)
+    pieces = []
+    typed = zip(vocabulary.tokens, vocabulary.types, scores, strict=True)
+    for text, kind, score in typed:
+        value = 0.0 if kind == TokenType.USER_DEFINED else score
+        # What the text is never cut into, ranked below any unknown character.
+        pieces.append((text, value if kind in _TEXT_TYPES else low - 1000.0))
+    model = guarded(lambda: package.models.Unigram(pieces, unknown, False), "tokenizer.ggml.tokens")
+    backend: Tokenizer = package.Tokenizer(model)
+    normalizers, regex = package.normalizers, package.Regex
+    steps = []
+    if charsmap:
+        steps.append(
+            guarded(lambda: normalizers.Precompiled(charsmap), "tokenizer.ggml.precompiled_charsmap")
+        )
+    if merge_spaces:  # each word then has its space before it, whatever the prefix says
+        steps += [normalizers.Replace(regex(r"\A +| +\z"), ""), normalizers.Replace(regex(" +"), "▁")]
+    else:
+        steps.append(normalizers.Replace(" ", "▁"))
+    if space_prefix or merge_spaces:
+        steps.append(normalizers.Prepend("▁"))
+    backend.normalizer = normalizers.Sequence(steps)
     _add_tokens(backend, vocabulary)
     return backend
 
@@ -136,10 +185,10 @@ def _parts(merge: str) -> tuple[str, str, str]:
     return merge[:1] + left, space, right
 
 
-def _score_merges(
+def score_merges(
     vocabulary: VocabularyData, scores: Sequence[float], ids: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """Each way to split a token into two, the best score first; of equal ones the earlier ids first."""
+    """SentencePiece's scores as merges: every token split in two, best score first, equal ones by ids."""
     typed = zip(vocabulary.tokens, vocabulary.types, strict=True)
     of_text = {text for text, kind in typed if kind in _TEXT_TYPES}
     ranked = []

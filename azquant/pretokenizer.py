@@ -46,6 +46,19 @@ _QWEN35 = (
 _NO_CONTRACTIONS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _TAIL
 
 
+def _cased(suffix: str, digits: str) -> str:
+    """Words cut where a capital follows small letters, as llama.cpp approximates it.
+
+    The originals (GPT-4o's, Mistral's tekken) tell cases apart by \\p{Lu} and \\p{Ll} and take marks into
+    words; llama.cpp knows case for A-Z only. So its names never mean the same as such a tokenizer.json.
+    """
+    start, small, capital = r"[^\r\n\p{L}\p{N}]?", r"(?:(?=[\p{L}])[^A-Z])", r"(?:(?=[\p{L}])[^a-z])"
+    return (
+        rf"{start}{capital}*{small}+{suffix}|{start}{capital}+{small}*{suffix}|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
 @dataclass(frozen=True)
 class NamedSplit:
     """One row of llama.cpp's table: what ``tokenizer.ggml.pre`` = ``name`` does to text."""
@@ -113,6 +126,8 @@ _ROWS = (
         also=("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
     ),
     NamedSplit("ufakzeka", (_NO_CONTRACTIONS,)),
+    NamedSplit("gpt-4o", (_cased(_CONTRACTIONS + "?", r"\p{N}{1,3}"),), also=("llama4", "kanana2", "talkie")),
+    NamedSplit("tekken", (_cased("", r"\p{N}"),), ignore_merges=True, add_bos=True),
     NamedSplit(
         "default",
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
@@ -246,6 +261,8 @@ def _read_split(step: Mapping[str, Any], patterns: list[str], differences: list[
 
 def _nearest(patterns: tuple[str, ...]) -> str:
     joined = "|".join(patterns)
+    if r"\p{Lu}" in joined:
+        return "gpt-4o" if r"\p{N}{1,3}" in joined else "tekken"
     if r"\p{N}{1,3}" in joined:
         return "dbrx"
     if r"[^\r\n\p{L}\p{N}]?" in joined:

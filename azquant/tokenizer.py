@@ -20,6 +20,7 @@ from azquant._tokenizer_backend import (
     guarded,
     json_backend,
     sentencepiece_backend,
+    unigram_backend,
 )
 from azquant.errors import ModelError, TokenizerError
 from azquant.gguf import keys
@@ -69,7 +70,8 @@ class Tokenizer:
         eot_id = _token_id(metadata, keys.EOT_TOKEN_ID, self.n_vocab)
         self.end_ids = frozenset(token_id for token_id in (self.eos_id, eot_id) if token_id is not None)
         self._problem = self._find_problem()
-        self._sentencepiece = self.model == "llama"
+        self._unigram = self.model == "t5"
+        self._sentencepiece = self.model == "llama" or self._unigram
         self._types = self._read_types(metadata)
         self.special_ids = frozenset(
             token_id
@@ -77,10 +79,14 @@ class Tokenizer:
             if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
         )
         split = NAMED.get(self._pre) if self.model == "gpt2" else None
-        starts = self._sentencepiece or (split is not None and split.add_bos)
+        starts = self.model == "llama" or (split is not None and split.add_bos)
         self.add_bos = self._read_flag(metadata, keys.ADD_BOS_TOKEN, self.bos_id, starts)
-        self.add_eos = self._read_flag(metadata, keys.ADD_EOS_TOKEN, self.eos_id, False)
-        self._space_prefix = self._sentencepiece and _typed(metadata, keys.ADD_SPACE_PREFIX, bool, True)
+        self.add_eos = self._read_flag(metadata, keys.ADD_EOS_TOKEN, self.eos_id, self._unigram)
+        self._space_prefix = self._sentencepiece and _typed(
+            metadata, keys.ADD_SPACE_PREFIX, bool, not self._unigram
+        )
+        self._merge_spaces: bool = _typed(metadata, keys.REMOVE_EXTRA_WHITESPACES, bool, False)
+        self._charsmap: Any = metadata.get(keys.PRECOMPILED_CHARSMAP)
         self._merges: Any = metadata.get(keys.MERGES)
         self._scores: list[float] = _list(metadata, keys.SCORES, float) if self._sentencepiece else []
         if self._scores and len(self._scores) < self.n_vocab:
@@ -214,12 +220,21 @@ class Tokenizer:
             unknown = self._unknown_id
             if unknown is None and TokenType.UNKNOWN in self._types:
                 unknown = self._types.index(TokenType.UNKNOWN)
+            if self._unigram:
+                return unigram_backend(
+                    vocabulary,
+                    scores,
+                    unknown,
+                    space_prefix=self._space_prefix,
+                    merge_spaces=self._merge_spaces,
+                    charsmap=_bytes(self._charsmap),
+                )
             return sentencepiece_backend(vocabulary, scores, unknown, self._space_prefix)
         merges = _list({keys.MERGES: self._merges}, keys.MERGES, str)
         return byte_level_backend(vocabulary, merges, self._pre)
 
     def _find_problem(self) -> str | None:
-        if self._json is not None or self.model in ("gpt2", "llama"):
+        if self._json is not None or self.model in ("gpt2", "llama", "t5"):
             if self._tokens:
                 return None
             raise ModelError(
@@ -238,7 +253,7 @@ class Tokenizer:
 
     def _is_foreign(self) -> bool:
         """Whether only the carried tokenizer.json knows how ids become text."""
-        return self.model not in ("gpt2", "llama")
+        return self.model not in ("gpt2", "llama") and self._json is not None
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.n_vocab:
@@ -378,6 +393,15 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     if found:
         raise ModelError(f"{key} must hold {kind.__name__} values, found {found.pop().__name__}")
     return list(items)
+
+
+def _bytes(value: Any) -> bytes:
+    """An array of bytes, signed or not; none at all is empty."""
+    items = _list({keys.PRECOMPILED_CHARSMAP: value}, keys.PRECOMPILED_CHARSMAP, int)
+    try:
+        return bytes(item & 255 for item in items)
+    except TypeError:
+        raise ModelError(f"{keys.PRECOMPILED_CHARSMAP} must hold bytes") from None
 
 
 def _declared_size(metadata: Mapping[str, Any]) -> int:

@@ -34,6 +34,8 @@ from tokenizer_support import (
 )
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from azquant.conversion.tokenizer import tokenizer_metadata
+from azquant.errors import TokenizerError
 from azquant.gguf import keys
 from azquant.tokenizer import load_tokenizer
 
@@ -248,17 +250,6 @@ def _foreign(
     return oracle
 
 
-def _fallback_bpe() -> tokenizers.Tokenizer:
-    vocab = {
-        text: i
-        for i, text in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"])
-    }
-    oracle = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
-    oracle.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    oracle.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return oracle
-
-
 COMMON = {"vocab_size": 300, "special_tokens": ["[UNK]", "[EOS]"], "show_progress": False}
 FOREIGN = {
     "course": (
@@ -273,14 +264,27 @@ FOREIGN = {
         ),
         "its model is WordPiece",
     ),
-    "unigram": (
+    "unigram without an unknown token": (
         lambda: _foreign(
             models.Unigram(),
-            trainers.UnigramTrainer(**COMMON, unk_token="[UNK]"),
+            trainers.UnigramTrainer(vocab_size=300, show_progress=False),
             pre_tokenizers.Metaspace(),
             decoders.Metaspace(),
         ),
-        "its model is Unigram",
+        "its Unigram model has no unknown token",
+    ),
+    "unigram without metaspace": (
+        lambda: _foreign(models.Unigram(), trainers.UnigramTrainer(**COMMON, unk_token="[UNK]")),
+        "does not write spaces as U+2581",
+    ),
+    "metaspace bpe without bytes": (
+        lambda: _foreign(
+            models.BPE(unk_token="[UNK]"),
+            trainers.BpeTrainer(**COMMON),
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+        ),
+        "a SentencePiece-style BPE without byte_fallback",
     ),
     "word level": (
         lambda: _foreign(models.WordLevel(unk_token="[UNK]"), trainers.WordLevelTrainer(**COMMON)),
@@ -295,7 +299,6 @@ FOREIGN = {
         ),
         "end_of_word_suffix='</w>'",
     ),
-    "byte fallback": (_fallback_bpe, "SentencePiece-style BPE (byte_fallback)"),
 }
 
 
@@ -313,10 +316,13 @@ def test_what_llama_cpp_cannot_run_azquant_still_does(tmp_path: Path, llama_cpp:
     assert keys.MERGES not in values
     assert len(values[keys.TOKENS]) == size + 2
     tokenizer = load_tokenizer(values)
-    for text in TEXTS:
+    texts = [PROSE] if "unknown" in case else TEXTS  # without an unknown token other text is an error
+    for text in texts:
         ids = tokenizer.encode(text)
         assert ids == oracle.encode(text).ids
         assert tokenizer.decode(ids) == oracle.decode(ids)
+    with pytest.raises(TokenizerError, match=r"llama\.cpp cannot tokenize"):
+        tokenizer_metadata(tmp_path, size + 2, {}, strict=True)
     if case == "course":
         assert tokenizer.eos_id == 1
         assert llama_cpp.encode(tmp_path / "a.gguf", metadata, []) == []  # it loads, to run on ids
@@ -326,10 +332,8 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
     metadata, said = convert_warned(tmp_path)
     assert plain(metadata) == {keys.TOKENIZER_MODEL: "no_vocab"}
     assert "has no tokenizer.json" in said
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
-    metadata, said = convert_warned(tmp_path)
-    assert plain(metadata) == {keys.TOKENIZER_MODEL: "no_vocab"}
-    assert "SentencePiece models are not read yet" in said
+    (tmp_path / "az_llm-tokenizer.json").write_text("{}")
+    assert "If az_llm-tokenizer.json is it, give it: tokenizer=" in convert_warned(tmp_path)[1]
 
 
 def test_vocab_and_merges_files(tmp_path: Path) -> None:

@@ -107,10 +107,15 @@ def as_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def plain(metadata: Mapping[str, MetadataValue], *without: str) -> dict[str, Any]:
     """Metadata as a reader gives it, less the keys ``without``."""
     return {
-        key: list(item.value) if item.type == ValueType.ARRAY else item.value
+        key: _listed(item.value) if item.type == ValueType.ARRAY else item.value
         for key, item in metadata.items()
         if key not in without
     }
+
+
+def _listed(value: Any) -> list[Any]:
+    items: list[Any] = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    return items
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

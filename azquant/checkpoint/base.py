@@ -52,6 +52,10 @@ class Checkpoint:
             self._extra = self._read_extra()
         return self._extra
 
+    def with_tensors(self, tensors: Mapping[str, LazyTensor]) -> Checkpoint:
+        """The same open files under other names; closing either closes both."""
+        return Checkpoint(self.path, self.format, tensors, self.config, self._sources, self._read_extra)
+
     def close(self) -> None:
         """Close the weight files; tensors cannot be read any more. Closing twice is allowed."""
         for source in self._sources:

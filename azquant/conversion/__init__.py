@@ -11,8 +11,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from azquant.architectures import architecture_of_config
+from azquant.architectures import Architecture, architecture_of_config
 from azquant.checkpoint import Checkpoint, open_checkpoint
+from azquant.conversion.from_scratch import ScratchOptions, recognize
 from azquant.conversion.lora import open_adapter
 from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
 from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
@@ -38,6 +39,9 @@ __all__ = [
     "write_modelfile",
 ]
 
+# Names of weight files that say nothing of the model; the folder's name is better.
+_SAY_NOTHING = ("ckpt", "checkpoint", "model", "pytorch_model", "best", "final", "last")
+
 
 def convert(
     src: str | PathLike[str],
@@ -50,8 +54,21 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    tokenizer: str | PathLike[str] | None = None,
+    activation: str | None = None,
+    attention_scale: str | None = None,
+    heads: int | None = None,
 ) -> ConversionReport:
-    """Convert the checkpoint ``src`` (a folder with config.json and weights) to the GGUF file ``dst``.
+    """Convert the checkpoint ``src`` to the GGUF file ``dst``.
+
+    ``src`` is a folder with config.json and weights, as save_pretrained leaves it, or the torch file of a
+    model that somebody wrote: nanoGPT's, or the "let's build GPT" layout (token_embedding_table, ...), whose
+    sizes are read off the tensors. ``activation`` (``"gelu"``, ``"gelu_tanh"``, ``"relu"``),
+    ``attention_scale`` (``"head"`` or ``"embedding"``: what scores are divided by the root of) and ``heads``
+    say what such a file does not. What GGUF's gpt2 has no place for (exact GELU, a bias of the output head)
+    is written in keys of azquant's own, with a ConversionWarning of what llama.cpp leaves out.
+
+    ``tokenizer`` is a tokenizer.json, or a folder with one, that is not beside the weights.
 
     ``type`` is a target of :data:`azquant.conversion.recipe.TARGETS`: q4_0, q4_k_m, q8_0, f16, ... Each
     tensor gets the type that llama-quantize would give it: norms, biases and positions stay f32, the output
@@ -76,31 +93,22 @@ def convert(
     if split_max_size is not None and split_max_size < 1:
         raise ArgumentError(f"split_max_size is {split_max_size}; it must be at least 1")
     version = None if version is None else check_version(version)
+    options = ScratchOptions(activation, attention_scale, heads)
     source, destination = Path(src), None if dst is None else Path(dst)
     if destination is not None and not destination.is_dir():
         check_output(destination, overwrite=overwrite)  # before anything is read
     with open_checkpoint(source) as checkpoint, ExitStack() as opened:
-        if checkpoint.config is None:
-            raise ConversionError(
-                f"{source}: there is no config.json beside the weights; convert the folder that "
-                "save_pretrained wrote"
-            )
-        architecture = architecture_of_config(checkpoint.config)
-        if checkpoint.config.get("quantization_config"):
-            raise ConversionError(
-                "config.json: quantization_config says these weights are quantized already; "
-                "convert the original checkpoint"
-            )
-        config = architecture.config.from_hf(checkpoint.config)
+        architecture, config, hf_config, weights, more_notes = _model(checkpoint, options)
         adapter = None if lora is None else open_adapter(Path(lora), opened)
-        plan = make_plan(architecture, config, checkpoint, wanted, adapter)
+        plan = make_plan(architecture, config, weights, wanted, adapter)
         folder = source if source.is_dir() else source.parent
-        tokenizer, said = _tokenizer(folder, config.vocab_size, checkpoint.config)
+        tokenizer_path = folder if tokenizer is None else Path(tokenizer)
+        tokenizer_keys, said = _tokenizer(tokenizer_path, config.vocab_size, hf_config)
         for message in (*plan.warnings, *said):
             warnings.warn(message, ConversionWarning, stacklevel=2)
         before, after = general_metadata(
             folder,
-            checkpoint.config,
+            hf_config,
             architecture.name,
             wanted,
             plan.parameters,
@@ -122,7 +130,7 @@ def convert(
                     **config.metadata(),
                     **after,
                     **source_metadata(files, hashes),
-                    **tokenizer,
+                    **tokenizer_keys,
                 },
                 [item.spec for item in plan.tensors],
                 encoder.data,
@@ -141,7 +149,7 @@ def convert(
             source_bytes=_size(checkpoint),
             file_bytes=None if dry_run else sum(path.stat().st_size for path in written),
             warnings=(*plan.warnings, *said),
-            notes=(*plan.notes, *merged),
+            notes=(*more_notes, *plan.notes, *merged),
         )
 
 
@@ -172,13 +180,37 @@ def _write(
     return [output]
 
 
+def _model(
+    checkpoint: Checkpoint, options: ScratchOptions
+) -> tuple[Architecture[Any], Any, dict[str, Any], Checkpoint, tuple[str, ...]]:
+    """Architecture, its config, config.json (or what stands for it), the tensors to plan with, and notes."""
+    hf_config = checkpoint.config
+    if hf_config is None:
+        found = recognize(checkpoint, options)
+        stem = checkpoint.path.stem
+        stand_in = {} if stem in _SAY_NOTHING else {"_name_or_path": stem.replace("_", "-")}
+        notes = (f"{found.layout} checkpoint: sizes read off the tensors", *found.notes)
+        return found.architecture, found.config, stand_in, found.checkpoint, notes
+    if options.given:
+        raise ArgumentError(
+            f"{', '.join(options.given)}: only for checkpoints without a config.json; here it decides"
+        )
+    architecture = architecture_of_config(hf_config)
+    if hf_config.get("quantization_config"):
+        raise ConversionError(
+            "config.json: quantization_config says these weights are quantized already; "
+            "convert the original checkpoint"
+        )
+    return architecture, architecture.config.from_hf(hf_config), hf_config, checkpoint, ()
+
+
 def _tokenizer(
-    folder: Path, vocab_size: int, config: dict[str, Any]
+    path: Path, vocab_size: int, config: dict[str, Any]
 ) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
     """The tokenizer's keys, and the warnings it gave, to be given again from the caller's line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        metadata = tokenizer_metadata(folder, vocab_size, config)
+        metadata = tokenizer_metadata(path, vocab_size, config)
     ours = [item for item in caught if issubclass(item.category, ConversionWarning)]
     for item in caught:
         if item not in ours:

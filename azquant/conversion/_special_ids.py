@@ -117,7 +117,8 @@ def _named(kind: str, files: TokenizerFiles, vocabulary: Vocabulary) -> tuple[in
         if text in vocabulary.ids:
             return vocabulary.ids[text], name
         warn(f"{where} is {text!r}, which is no token of {files.name}")
-    return None, ""
+    own = files.own_special.get(kind)
+    return (None, "") if own is None else (vocabulary.ids.get(own), files.name)
 
 
 def token_text(value: object, where: str) -> str | None:

@@ -13,11 +13,14 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, NoReturn
 
+from azquant.conversion._sentencepiece import read_sentencepiece, tokenizer_json
 from azquant.errors import ConversionWarning, InputFileError, TokenizerError
 
 __all__ = ["TokenizerFiles", "expect", "read_tokenizer_files", "short_repr", "warn"]
 
 _GPT2_FILES = ("vocab.json", "merges.txt")
+_SENTENCEPIECE_FILE = "tokenizer.model"
+_STARTS_WITH_BOS = ("Llama", "CodeLlama", "Gemma")  # what these classes do unless told otherwise
 
 
 @dataclass
@@ -35,6 +38,8 @@ class TokenizerFiles:
     generation: dict[str, Any] = field(default_factory=dict)
     added: dict[str, Any] = field(default_factory=dict)
     chat_template: Any = None
+    own_special: dict[str, str] = field(default_factory=dict)
+    """Special tokens that the tokenizer's own file names (SentencePiece's does), by kind."""
 
 
 def warn(message: str) -> None:
@@ -49,23 +54,59 @@ def expect(value: object, kind: type | tuple[type, ...], where: str, what: str) 
     raise TokenizerError(f"{where} must be {what}, found {type(value).__name__} {short_repr(value)}")
 
 
-def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read every file of ``folder`` that has to do with its tokenizer.
+def read_tokenizer_files(path: Path) -> TokenizerFiles:
+    """Read every file of the folder ``path`` that has to do with its tokenizer, or the one file ``path``.
+
+    A file called tokenizer.json stands for its folder. One of another name is taken alone: the files beside
+    it may be another tokenizer's.
 
     Raises TokenizerError for a file that is no JSON object, InputFileError for one that cannot be read.
     """
+    folder = path
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputFileError(f"{path}: no such tokenizer file or folder")
+        folder = path.parent
+        if path.name != "tokenizer.json":
+            files = TokenizerFiles(folder, path.name)
+            if path.suffix == ".model":
+                _read_sentencepiece_file(files)
+            else:
+                files.text = _read_text(path)
+                files.tokenizer = _parse(files.text, path)
+            return files
     files = TokenizerFiles(folder)
     if (folder / files.name).is_file():
         files.text = _read_text(folder / files.name)
         files.tokenizer = _parse(files.text, folder / files.name)
     elif all((folder / name).is_file() for name in _GPT2_FILES):
         _read_gpt2_files(files)
+    elif (folder / _SENTENCEPIECE_FILE).is_file():
+        files.name = _SENTENCEPIECE_FILE
+        _read_sentencepiece_file(files)
     files.config = _read_optional(folder / "tokenizer_config.json")
+    if files.own_special and str(files.config.get("tokenizer_class")).startswith(_STARTS_WITH_BOS):
+        files.config.setdefault("add_bos_token", True)
     files.special_map = _read_optional(folder / "special_tokens_map.json")
     files.generation = _read_optional(folder / "generation_config.json")
     files.added = _read_optional(folder / "added_tokens.json")
     files.chat_template = _read_chat_template(folder, files.config)
     return files
+
+
+def _read_sentencepiece_file(files: TokenizerFiles) -> None:
+    """Make of a tokenizer.model the tokenizer.json that says the same, and note its special tokens."""
+    path = files.folder / files.name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    model = read_sentencepiece(data, str(path))
+    files.tokenizer = tokenizer_json(model, str(path))
+    files.text = json.dumps(files.tokenizer, ensure_ascii=False)
+    files.own_special = {
+        kind: model.pieces[i] for kind, i in model.special.items() if 0 <= i < len(model.pieces)
+    }
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

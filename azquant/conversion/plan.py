@@ -190,9 +190,10 @@ def _check_source(
     if tuple(source.shape) != expected:
         config: Mapping[str, Any] = checkpoint.config or {}
         sizes = ", ".join(f"{key}={config[key]}" for key in architecture.hf_sizes if key in config)
+        who = f"config.json ({sizes}) asks" if sizes else "the sizes of the other tensors ask"
         raise ConversionError(
             f"tensor {source.name} of {source.file} has shape {show_shape(source.shape)}, "
-            f"but config.json ({sizes}) asks for {show_shape(expected)}"
+            f"but {who} for {show_shape(expected)}"
         )
     if source.dtype not in _FLOATS:
         raise ConversionError(

@@ -5,6 +5,8 @@ pre-tokenizer; where that cannot say the same as the tokenizer, a ConversionWarn
 azquant itself gets the original tokenizer.json in ``tokenizer.huggingface.json`` and so always tokenizes
 exactly.
 
+How much the two differ is counted on text (:mod:`azquant.conversion.agreement`), not guessed.
+
 A tokenizer that llama.cpp has no way to run is written as model ``no_vocab`` with its tokens listed:
 llama.cpp then loads the file and runs it on ids but refuses text, rather than tokenizing it wrongly.
 """
@@ -18,14 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from azquant.conversion._special_ids import added_ends, special_ids
+from azquant.conversion._spm_style import (
+    SpaceRules,
+    bpe_metadata,
+    has_all_bytes,
+    space_rules,
+    unigram_metadata,
+)
 from azquant.conversion._tokenizer_files import TokenizerFiles, expect, read_tokenizer_files, warn
 from azquant.conversion._vocabulary import Vocabulary, read_merges, reconcile
-from azquant.errors import ConversionError, TokenizerError
+from azquant.conversion.agreement import Agreement, measure_agreement
+from azquant.errors import ConversionError, MissingDependencyError, ModelError, TokenizerError
 from azquant.gguf import MetadataValue, ValueType, keys
 from azquant.gguf.keys import TokenType, array, boolean, string, u32
 from azquant.pretokenizer import BYTE_TO_CHAR, match_split
 
-__all__ = ["tokenizer_metadata"]
+__all__ = ["tokenizer_metadata", "tokenizer_proof"]
 
 _ID_KEYS = {
     "bos": keys.BOS_TOKEN_ID,
@@ -41,42 +51,71 @@ _RETRAIN = (
 )
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, MetadataValue]:
-    """Return the ``tokenizer.*`` metadata of a GGUF file for the tokenizer in ``folder``.
+def tokenizer_metadata(
+    path: Path,
+    vocab_size: int,
+    config: Mapping[str, Any],
+    *,
+    strict: bool = False,
+    corpus: Path | None = None,
+) -> dict[str, MetadataValue]:
+    """What :func:`tokenizer_proof` gives, without the proof."""
+    return tokenizer_proof(path, vocab_size, config, strict=strict, corpus=corpus)[0]
+
+
+def tokenizer_proof(
+    path: Path,
+    vocab_size: int,
+    config: Mapping[str, Any],
+    *,
+    strict: bool = False,
+    corpus: Path | None = None,
+) -> tuple[dict[str, MetadataValue], Agreement | None]:
+    """Return the ``tokenizer.*`` metadata of a GGUF file for the tokenizer at ``path``.
+
+    ``path`` is a folder, or one file: what lies beside a tokenizer.json of another name is not read.
 
     ``vocab_size`` is the number of rows of the embedding: exactly so many tokens are written. ``config`` is
     the parsed config.json. A folder without a tokenizer gives ``tokenizer.ggml.model = "no_vocab"`` and a
     warning.
+
+    With them comes how often llama.cpp's tokens differ from the tokenizer's on ``corpus`` (a UTF-8 file;
+    azquant's own sample of many scripts if not given); ``None`` where it has no tokenizer, or where the
+    tokenizers package is not installed. ``strict`` refuses what llama.cpp does not tokenize exactly.
 
     Raises TokenizerError for tokenizer files that are broken (naming file and key), ConversionError when
     the tokenizer has more tokens than ``vocab_size``, InputFileError for a file that cannot be read. Issues
     ConversionWarning for everything that was replaced, left out, or that llama.cpp will do differently.
     """
     if vocab_size < 1:
-        raise ConversionError(f"{folder}: the model's vocab_size is {vocab_size}; it must be at least 1")
-    folder = Path(folder)
-    files = read_tokenizer_files(folder)
+        raise ConversionError(f"{path}: the model's vocab_size is {vocab_size}; it must be at least 1")
+    files = read_tokenizer_files(Path(path))
+    folder = files.folder
     if files.tokenizer is None:
-        return _no_tokenizer(folder)
+        return _no_tokenizer(folder), None
     where = f"{folder / files.name}"
     vocabulary = reconcile(files, vocab_size)
     special = special_ids(files, vocabulary, config)
     add_bos, add_eos = added_ends(files, vocabulary, special)
-    obstacle = _obstacle(files.tokenizer, where)
-    if obstacle is None:
-        metadata = _byte_level_bpe(files.tokenizer, vocabulary, where)
-        if "eos" not in special:
-            eleven = vocabulary.tokens[min(11, len(vocabulary) - 1)]
-            warn(
-                f"{folder}: no end-of-text token is known; llama.cpp will take token 11 ({eleven!r}) for "
-                "one. Set eos_token in tokenizer_config.json"
-            )
+    rules = space_rules(files.tokenizer, where)
+    kind, obstacle = _kind(files.tokenizer, vocabulary, rules, where)
+    differences: list[str] = []
+    if kind == "gpt2":
+        metadata, differences = _byte_level_bpe(files.tokenizer, vocabulary, where)
+    elif kind == "llama":
+        metadata, differences = bpe_metadata(files.tokenizer, vocabulary, rules, where)
+    elif kind == "t5":
+        metadata, differences = unigram_metadata(files.tokenizer, vocabulary, rules, where)
     else:
-        warn(
-            f"{where}: llama.cpp cannot tokenize for this model: {obstacle}. azquant runs it exactly. "
-            f"{_RETRAIN}"
-        )
+        said = f"{where}: llama.cpp cannot tokenize for this model: {obstacle}"
+        if strict:
+            raise TokenizerError(f"{said}. {_RETRAIN}")
+        warn(f"{said}. azquant runs it exactly. {_RETRAIN}")
         metadata = {keys.TOKENIZER_MODEL: string("no_vocab")}
+    if kind in ("llama", "t5") and TokenType.UNKNOWN in vocabulary.types:
+        special["unk"] = vocabulary.types.index(TokenType.UNKNOWN)
+    if kind and "eos" not in special:
+        _warn_of_eos(folder, kind, vocabulary)
     metadata |= {
         keys.TOKENS: array(ValueType.STRING, vocabulary.tokens),
         keys.TOKEN_TYPE: array(ValueType.INT32, vocabulary.types),
@@ -86,47 +125,110 @@ def tokenizer_metadata(folder: Path, vocab_size: int, config: Mapping[str, Any])
     metadata[keys.ADD_EOS_TOKEN] = boolean(add_eos)
     metadata |= _chat_templates(files)
     metadata[keys.TOKENIZER_JSON] = string(_carried_json(files, vocabulary))
-    return metadata
+    return metadata, _prove(where, metadata, differences, strict, corpus) if kind else None
+
+
+def _prove(
+    where: str,
+    metadata: Mapping[str, MetadataValue],
+    differences: list[str],
+    strict: bool,
+    corpus: Path | None,
+) -> Agreement | None:
+    """Count how often llama.cpp will differ; warn of it, or refuse it."""
+    agreement: Agreement | None = None
+    try:
+        agreement = measure_agreement(metadata, corpus)
+        measured = str(agreement)
+    except MissingDependencyError:
+        measured = "how often was not counted: pip install 'azquant[text]'"
+        if corpus is not None:
+            raise
+    except (TokenizerError, ModelError) as error:
+        raise TokenizerError(f"{where}: {error}") from error
+    if agreement is not None and agreement.wrong_tokens and not differences:
+        differences = ["its keys mean the same, and yet the tokens differ"]
+    if not differences:
+        return agreement
+    said = (
+        f"{where}: llama.cpp will not tokenize exactly as this tokenizer does: {'; '.join(differences)}. "
+        f"Measured: {measured}"
+    )
+    if strict:
+        raise TokenizerError(f"{said}. Nothing was written (strict)")
+    nearest = ""
+    if metadata[keys.TOKENIZER_MODEL].value == "gpt2":
+        name = metadata[keys.TOKENIZER_PRE].value
+        nearest = f"The nearest pre-tokenizer llama.cpp has, {name!r}, is written; a"
+    warn(
+        f"{said}. {nearest or 'A'} model can lose more by it than by quantization. azquant tokenizes exactly"
+    )
+    return agreement
+
+
+def _warn_of_eos(folder: Path, kind: str, vocabulary: Vocabulary) -> None:
+    assumed = {"gpt2": 11, "llama": 2, "t5": 1}[kind]
+    token = vocabulary.tokens[min(assumed, len(vocabulary) - 1)]
+    warn(
+        f"{folder}: no end-of-text token is known; llama.cpp will take token {assumed} ({token!r}) for "
+        "one. Set eos_token in tokenizer_config.json"
+    )
 
 
 def _no_tokenizer(folder: Path) -> dict[str, MetadataValue]:
-    if (folder / "tokenizer.model").is_file():
-        warn(
-            f"{folder / 'tokenizer.model'}: SentencePiece models are not read yet, so the file gets no "
-            "tokenizer and runs on token ids only. transformers can make a tokenizer.json of it: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    else:
-        warn(f"{folder} has no tokenizer.json; the file gets no tokenizer and runs on token ids only")
+    others = sorted(folder.glob("*tokenizer*.json"))
+    hint = f". If {others[0].name} is it, give it: tokenizer={str(others[0])!r}" if others else ""
+    warn(f"{folder} has no tokenizer.json; the file gets no tokenizer and runs on token ids only{hint}")
     return {keys.TOKENIZER_MODEL: string("no_vocab")}
 
 
-def _obstacle(tokenizer: Mapping[str, Any], where: str) -> str | None:
-    """Why llama.cpp cannot run this tokenizer as byte-level BPE; ``None`` when it can."""
+def _kind(
+    tokenizer: Mapping[str, Any], vocabulary: Vocabulary, rules: SpaceRules, where: str
+) -> tuple[str, str]:
+    """llama.cpp's model for this tokenizer (``gpt2``, ``llama``, ``t5``) and ``""``, or ``""`` and why."""
     model = tokenizer["model"]
     kind = _model_type(model)
+    if kind == "Unigram":
+        obstacle = _unigram_obstacle(model, rules, where)
+        return ("", obstacle) if obstacle else ("t5", "")
     if kind != "BPE":
-        return f"its model is {kind}, and only byte-level BPE can be written so far"
+        return "", f"its model is {kind}, and only BPE and Unigram can be written"
     expect(model["vocab"], dict, f"{where}: model.vocab", "an object")
     for key in ("normalizer", "pre_tokenizer"):
         expect(tokenizer.get(key), (dict, type(None)), f"{where}: {key}", "an object or null")
-    steps = _types(tokenizer.get("pre_tokenizer"))
-    if not steps or steps[-1] != "ByteLevel" or steps.count("ByteLevel") != 1:
-        if model.get("byte_fallback") is True:
-            return (
-                "it is a SentencePiece-style BPE (byte_fallback), and only byte-level BPE can be written "
-                "so far"
-            )
-        named = f"pre_tokenizers.{' + '.join(steps)}" if steps else "missing"
-        lost = ", which throws the spaces away," if steps and steps[0].startswith("Whitespace") else ""
-        return f"its pre-tokenizer is {named}{lost} where llama.cpp knows only byte-level BPE"
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            return (
-                f"its BPE marks word parts with {key}={model[key]!r}, which byte-level BPE in llama.cpp "
-                "does not"
-            )
-    return None
+            return "", f"its BPE marks word parts with {key}={model[key]!r}, which llama.cpp's does not"
+    steps = _types(tokenizer.get("pre_tokenizer"))
+    if steps and steps[-1] == "ByteLevel" and steps.count("ByteLevel") == 1:
+        return "gpt2", ""
+    if model.get("byte_fallback") is True and rules.escaped:
+        if has_all_bytes(vocabulary):
+            return "llama", ""
+        return "", "its BPE falls back to bytes (byte_fallback), but not every byte has a token <0xXX>"
+    if rules.escaped:
+        return (
+            "",
+            "it is a SentencePiece-style BPE without byte_fallback, and llama.cpp needs all byte tokens",
+        )
+    named = f"pre_tokenizers.{' + '.join(steps)}" if steps else "missing"
+    lost = ", which throws the spaces away," if steps and steps[0].startswith("Whitespace") else ""
+    return (
+        "",
+        f"its pre-tokenizer is {named}{lost} where llama.cpp knows byte-level and SentencePiece BPE",
+    )
+
+
+def _unigram_obstacle(model: Mapping[str, Any], rules: SpaceRules, where: str) -> str:
+    vocab = expect(model["vocab"], list, f"{where}: model.vocab", "a list")
+    unknown = model.get("unk_id")
+    if unknown is None:
+        return "its Unigram model has no unknown token (unk_id), which llama.cpp needs"
+    if isinstance(unknown, bool) or not isinstance(unknown, int) or not 0 <= unknown < len(vocab):
+        raise TokenizerError(f"{where}: model.unk_id is {unknown!r:.40}, but there are {len(vocab)} pieces")
+    if not rules.escaped:
+        return "its Unigram model does not write spaces as U+2581 (Metaspace), which llama.cpp's does"
+    return ""
 
 
 def _model_type(model: Mapping[str, Any]) -> str:
@@ -156,8 +258,8 @@ def _types(node: object) -> list[str]:
 
 def _byte_level_bpe(
     tokenizer: Mapping[str, Any], vocabulary: Vocabulary, where: str
-) -> dict[str, MetadataValue]:
-    """The keys of a byte-level BPE; warns of each thing that llama.cpp will do otherwise."""
+) -> tuple[dict[str, MetadataValue], list[str]]:
+    """The keys of a byte-level BPE, and each thing that llama.cpp will do otherwise."""
     model = tokenizer["model"]
     merges = read_merges(model, model["vocab"], where)
     ignore_merges: bool | None = model.get("ignore_merges") is True
@@ -178,17 +280,11 @@ def _byte_level_bpe(
             f"{where}: {missing} of the bytes that UTF-8 text is made of have no token; text with them is "
             "lost. Train with initial_alphabet=pre_tokenizers.ByteLevel.alphabet()"
         )
-    if differences:
-        warn(
-            f"{where}: llama.cpp will not tokenize exactly as this tokenizer does: "
-            f"{'; '.join(differences)}. The nearest pre-tokenizer llama.cpp has, {match.name!r}, is "
-            "written; a model can lose more by it than by quantization. azquant tokenizes exactly"
-        )
     return {
         keys.TOKENIZER_MODEL: string("gpt2"),
         keys.TOKENIZER_PRE: string(match.name),
         keys.MERGES: array(ValueType.STRING, merges),
-    }
+    }, differences
 
 
 def _every_token_is_merged(vocabulary: Vocabulary, merges: list[str]) -> bool:

@@ -52,8 +52,10 @@ __all__ = [
     "NAME",
     "ORGANIZATION",
     "PADDING_TOKEN_ID",
+    "PRECOMPILED_CHARSMAP",
     "QUANTIZATION_VERSION",
     "QUANTIZED_BY",
+    "REMOVE_EXTRA_WHITESPACES",
     "ROPE_DIMENSION_COUNT",
     "ROPE_FREQ_BASE",
     "ROPE_SCALING_FACTOR",
@@ -152,6 +154,8 @@ MASK_TOKEN_ID = "tokenizer.ggml.mask_token_id"
 ADD_BOS_TOKEN = "tokenizer.ggml.add_bos_token"
 ADD_EOS_TOKEN = "tokenizer.ggml.add_eos_token"
 ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+REMOVE_EXTRA_WHITESPACES = "tokenizer.ggml.remove_extra_whitespaces"
+PRECOMPILED_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 TOKENIZER_JSON = "tokenizer.huggingface.json"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
