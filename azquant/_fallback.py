@@ -48,7 +48,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-Q4_0, Q8_0 = 2, 8
+Q4_0, Q8_0, Q6_K = 2, 8, 14
 BLOCK = 32
 BAND = 1 << 20
 """Elements worked on at a time, so that temporaries stay small."""
@@ -218,7 +218,7 @@ class Matrix:
     @property
     def can_int8(self) -> bool:
         """Whether the kernels have an int8 path for it, which this backend imitates."""
-        return self.type_id in (Q4_0, Q8_0)
+        return self.type_id in (Q4_0, Q8_0, Q6_K)
 
     def pack(self) -> None:
         """Keeps the dequantized matrix, so that products need not make it again."""

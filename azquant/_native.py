@@ -219,7 +219,7 @@ class Matrix:
     @property
     def can_int8(self) -> bool:
         """Whether there is a packed form and an int8 kernel."""
-        return self.type_id in (lib.AZQ_TYPE_Q4_0, lib.AZQ_TYPE_Q8_0)
+        return self.type_id in (lib.AZQ_TYPE_Q4_0, lib.AZQ_TYPE_Q8_0, lib.AZQ_TYPE_Q6_K)
 
     def pack(self) -> None:
         """Makes the packed copy; nothing happens when there is one, or when the type has none."""
@@ -246,7 +246,8 @@ class Matrix:
         m, n = x.shape[0], self.shape[0]
         y = np.zeros((m, n), dtype=np.float32) if self.shape[1] == 0 else np.empty((m, n), dtype=np.float32)
         check(
-            lib.azq_matmul(self._handle, _floats(x), m, self.shape[1], _floats(y), n, COMPUTE[compute]), "matmul"
+            lib.azq_matmul(self._handle, _floats(x), m, self.shape[1], _floats(y), n, COMPUTE[compute]),
+            "matmul",
         )
         return y
 
@@ -359,7 +360,17 @@ class Program:
             ref = getattr(op, name)
             setattr(target, name, -1 if ref is None else ref.buffer)
             setattr(target, f"{name}_col", 0 if ref is None else ref.col)
-        for name in ("layer", "n_head", "n_head_kv", "head_dim", "n_rot", "window", "eps", "scale", "softcap"):
+        for name in (
+            "layer",
+            "n_head",
+            "n_head_kv",
+            "head_dim",
+            "n_rot",
+            "window",
+            "eps",
+            "scale",
+            "softcap",
+        ):
             setattr(target, name, getattr(op, name))
         target.rope_mode = lib.AZQ_ROPE_NEOX if op.rope_neox else lib.AZQ_ROPE_NORM
         target.activation = ACTIVATIONS[op.activation]
@@ -382,12 +393,21 @@ class Program:
         """One step over a ragged batch -> logits (len(out_rows), n_vocab) float32."""
         t, s, p, o = map(as_indices, (tokens, sequence, position, out_rows))
         if not len(t) == len(s) == len(p):
-            raise ShapeError(f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal")
+            raise ShapeError(
+                f"step of {len(t)} tokens, {len(s)} sequences, {len(p)} positions: must be equal"
+            )
         logits = np.empty((len(o), self.n_vocab), dtype=np.float32)
         as_ints = [ffi.from_buffer("int32_t[]", v) for v in (t, s, p, o)]
         with self._lock:
             status = lib.azq_program_step(
-                self._handle, kv.handle, COMPUTE[compute], len(t), *as_ints[:3], len(o), as_ints[3], _floats(logits)
+                self._handle,
+                kv.handle,
+                COMPUTE[compute],
+                len(t),
+                *as_ints[:3],
+                len(o),
+                as_ints[3],
+                _floats(logits),
             )
         check(status, f"step of {len(t)} tokens")
         return logits

@@ -56,7 +56,7 @@ def _type_of(rule: TensorRule, wanted: GGMLType) -> GGMLType:
     if len(rule.shape) == 1 or rule.name == "position_embd.weight":
         return get_type("f32")
     if rule.name == "output.weight" and wanted.name == "q4_0":
-        return get_type("q8_0")
+        return get_type("q6_k")
     return wanted
 
 

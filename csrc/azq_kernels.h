@@ -9,8 +9,10 @@
  * One layout for every x86 kernel. 16 columns (rows of W) make a panel; a panel runs along K in groups
  * of four blocks (128 of K; the last group may have fewer):
  *
- *   Q4_0 group of b blocks: b * 16 fp16 scales, then b * 256 bytes of nibbles    (b = 4: 1152 bytes)
- *   Q8_0 group of b blocks: b * 16 fp16 scales, then b * 512 bytes               (b = 4: 2176 bytes)
+ *   Q4_0 group of b blocks: b heads of 16 fp16 scales, then b * 256 bytes of nibbles   (b = 4: 1152 bytes)
+ *   Q8_0 group of b blocks: b heads of 16 fp16 scales, then b * 512 bytes              (b = 4: 2176 bytes)
+ *   Q6_K group of b blocks: b heads of 16 fp16 super-scales, 16 int8 scales of the block's first 16 weights
+ *                           and 16 of its last, then b * 384 bytes                     (b = 4: 1792 bytes)
  *
  * Nibbles of one block: four 64-byte lines i = 0..3, each 16 dwords, dword n = column n and k = 8i..8i+7:
  *
@@ -19,7 +21,8 @@
  *   high nibble          k+2       k+6       k+3       k+7
  *
  * so `line & 0x0f` and `line >> 4 & 0x0f` are two VNNI operands whose bytes are (0,4,1,5) and (2,6,3,7).
- * Q8_0 stores those two operands as two lines. Activations are laid down in the same order, so a dot
+ * Q8_0 stores those two operands as two lines. Q6_K stores q + 32, low four bits as Q4_0 does; two more lines
+ * hold the high bits: operand o (line o / 2, low nibbles first) in bits 2 * (o % 4) of line o / 4. Activations are laid down in the same order, so a dot
  * product never shuffles. Columns past n hold scale 0 and weight 0. */
 enum { AZQ_PANEL = 16, AZQ_GROUP = 4, AZQ_LANE_ORDER = 8 };
 
@@ -33,6 +36,7 @@ typedef struct {
     const int8_t *q;         /* (rows, k), runs of eight in azq_lane_order */
     const float *d;          /* (rows, k / 32) */
     const int32_t *sum8;     /* (rows, k / 32): -8 * sum of q */
+    const int32_t *sum16;     /* (rows, k / 16): sum of q over each half of a block */
     const int32_t *sum8_pair; /* (rows, k / 32): two int16, -8 * sum over bytes 0,1 and over bytes 2,3 of each dword */
     int64_t k;               /* elements per row of q */
 } azq_act;
@@ -46,9 +50,10 @@ typedef void azq_dequantize_row_fn(const void *blocks, float *y /* (k) */, int64
 /* Index of the first x that is not below limit in magnitude (NaN is not); -1 when all are. */
 typedef int64_t azq_find_bad_fn(const float *x /* (n) */, int64_t n, float limit);
 typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q, float *d, int32_t *sum8,
-                                 int32_t *sum8_pair);
+                                 int32_t *sum8_pair, int32_t *sum16);
 /* c (rows, ldc) = activations row0 .. row0 + rows - 1 times n_panels panels, panel_bytes apart; writes
- * n_panels * AZQ_PANEL columns. Per element, over blocks in K order: c = fma((float)isum, d_w * d_a, c). */
+ * n_panels * AZQ_PANEL columns. Per element, over blocks in K order: c = fma((float)isum, d_w * d_a, c). The
+ * isum of Q6_K is scale_0 * dot_0 + scale_1 * dot_1 over the block's halves, below 2^24 and so exact in fp32. */
 typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
                          int64_t n_panels, float *c, int64_t ldc);
 
@@ -113,8 +118,9 @@ extern const azq_kernels azq_kernels_avx2;
 extern const azq_kernels azq_kernels_avxvnni;
 extern const azq_kernels azq_kernels_avx512vnni;
 
-/* Bytes of one group of b blocks in a packed panel; 0 when the type has no packed form. */
-int64_t azq_group_bytes(int type, int64_t b);
+/* Bytes of one block in a packed panel, its head and its lines; 0 when the type has no packed form. */
+int64_t azq_head_bytes(int type);
+int64_t azq_line_bytes(int type);
 /* Bytes of a panel over k. */
 int64_t azq_panel_bytes(int type, int64_t k);
 

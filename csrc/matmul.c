@@ -84,8 +84,8 @@ static void finish(const matmul_job *job, int64_t row, int64_t col, int64_t colu
 
 /* ---- int8 ---------------------------------------------------------------------------------------- */
 
-/* Activations of one call: q (m, k), then d, sum8, sum8_pair (m, k / 32). */
-static size_t act_size(int64_t m, int64_t k) { return (size_t)(m * (k + k / 32 * 12)); }
+/* Activations of one call: q (m, k), then d, sum8, sum8_pair (m, k / 32), then sum16 (m, k / 16). */
+static size_t act_size(int64_t m, int64_t k) { return (size_t)(m * (k + k / 32 * 20)); }
 
 static void act_view(matmul_job *job, int64_t m, int64_t k) {
     uint8_t *base = job->scratch->act;
@@ -94,6 +94,7 @@ static void act_view(matmul_job *job, int64_t m, int64_t k) {
     job->act.d = (const float *)(base + m * k);
     job->act.sum8 = (const int32_t *)(base + m * k) + blocks;
     job->act.sum8_pair = (const int32_t *)(base + m * k) + 2 * blocks;
+    job->act.sum16 = (const int32_t *)(base + m * k) + 3 * blocks;
     job->act.k = k;
 }
 
@@ -107,7 +108,8 @@ static void act_task(void *context, int64_t task, int worker) {
         job->kernels->quantize_act(job->x + r * job->ldx, k, (int8_t *)(uintptr_t)job->act.q + r * k,
                                    (float *)(uintptr_t)job->act.d + r * blocks,
                                    (int32_t *)(uintptr_t)job->act.sum8 + r * blocks,
-                                   (int32_t *)(uintptr_t)job->act.sum8_pair + r * blocks);
+                                   (int32_t *)(uintptr_t)job->act.sum8_pair + r * blocks,
+                                   (int32_t *)(uintptr_t)job->act.sum16 + 2 * r * blocks);
     }
 }
 

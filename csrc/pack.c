@@ -74,37 +74,45 @@ void azq_matrix_free(azq_matrix *w) {
     }
 }
 
-int64_t azq_group_bytes(int type, int64_t b) {
+int64_t azq_head_bytes(int type) {
     switch (type) {
-    case AZQ_TYPE_Q4_0: return b * (AZQ_PANEL * 2 + 256);
-    case AZQ_TYPE_Q8_0: return b * (AZQ_PANEL * 2 + 512);
+    case AZQ_TYPE_Q4_0:
+    case AZQ_TYPE_Q8_0: return AZQ_PANEL * 2;
+    case AZQ_TYPE_Q6_K: return AZQ_PANEL * 4;
     default: return 0;
     }
 }
 
-int azq_has_packed(int type) { return azq_group_bytes(type, 1) > 0; }
+int64_t azq_line_bytes(int type) {
+    switch (type) {
+    case AZQ_TYPE_Q4_0: return 256;
+    case AZQ_TYPE_Q8_0: return 512;
+    case AZQ_TYPE_Q6_K: return 384;
+    default: return 0;
+    }
+}
+
+int azq_has_packed(int type) { return azq_head_bytes(type) > 0; }
 
 int64_t azq_panel_bytes(int type, int64_t k) {
-    int64_t bytes = azq_group_bytes(type, k / 32);
+    int64_t bytes = k / 32 * (azq_head_bytes(type) + azq_line_bytes(type));
     return (bytes + 63) / 64 * 64;
 }
 
-/* Called for every block of a row, to fill either side from the other. */
-typedef void visit_block_fn(uint8_t *file, uint8_t *scale, uint8_t *packed, int column);
+/* Called for every block of 32 of a row, to fill either side from the other. row: the row's bytes as GGUF has
+ * them; head, lines: the block's in the panel; column: the row's place there. */
+typedef void visit_block_fn(uint8_t *row, int64_t block, uint8_t *head, uint8_t *lines, int column);
 
-/* file: the row's blocks as GGUF has them; column: the row's place in its panel. */
-static void visit_row(const azq_matrix *w, uint8_t *file, uint8_t *panel, int column, visit_block_fn *visit) {
-    int64_t n_blocks = w->k / 32;
-    int64_t file_block = n_blocks ? w->row_bytes / n_blocks : 0;
-    int64_t packed_block = azq_group_bytes(w->type, 1) - AZQ_PANEL * 2;
+static void visit_row(const azq_matrix *w, uint8_t *row, uint8_t *panel, int column, visit_block_fn *visit) {
+    int64_t n_blocks = w->k / 32, head_bytes = azq_head_bytes(w->type), line_bytes = azq_line_bytes(w->type);
     uint8_t *group = panel;
     for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
         int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        uint8_t *lines = group + in_group * AZQ_PANEL * 2;
+        uint8_t *lines = group + in_group * head_bytes;
         for (int64_t b = 0; b < in_group; b++) {
-            visit(file + (g + b) * file_block, group + (b * AZQ_PANEL + column) * 2, lines + b * packed_block, column);
+            visit(row, g + b, group + b * head_bytes, lines + b * line_bytes, column);
         }
-        group = lines + in_group * packed_block;
+        group = lines + in_group * line_bytes;
     }
 }
 
@@ -124,8 +132,9 @@ static uint32_t nibble_dword(uint64_t x) {
     return (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
 }
 
-static void pack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
-    memcpy(scale, file, 2);
+static void pack_q4_0(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    const uint8_t *file = row + block * (int64_t)sizeof(azq_block_q4_0);
+    memcpy(head + 2 * column, file, 2);
     for (int half = 0; half < 2; half++) {
         uint64_t bytes;
         memcpy(&bytes, file + 2 + 8 * half, 8);
@@ -143,8 +152,9 @@ static uint64_t nibble_octet(uint32_t dword) {
     return (uint64_t)second << 32 | first;
 }
 
-static void unpack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
-    memcpy(file, scale, 2);
+static void unpack_q4_0(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    uint8_t *file = row + block * (int64_t)sizeof(azq_block_q4_0);
+    memcpy(file, head + 2 * column, 2);
     for (int half = 0; half < 2; half++) {
         uint32_t low, high;
         memcpy(&low, packed + 64 * half + 4 * column, 4);
@@ -154,38 +164,108 @@ static void unpack_q4_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int colu
     }
 }
 
-/* Bytes 0, 4, 1, 5 of x in one dword, 2, 6, 3, 7 in the next. */
-static void pack_q8_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
-    memcpy(scale, file, 2);
+/* Bytes 0, 4, 1, 5 of x; shift it by 16 bits for 2, 6, 3, 7. */
+static uint32_t byte_dword(uint64_t x) {
+    uint32_t a = (uint32_t)x, b = (uint32_t)(x >> 32);
+    return (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
+}
+
+static void pack_q8_0(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    const uint8_t *file = row + block * (int64_t)sizeof(azq_block_q8_0);
+    memcpy(head + 2 * column, file, 2);
     for (int run = 0; run < 4; run++) {
-        uint32_t a, b;
-        memcpy(&a, file + 2 + 8 * run, 4);
-        memcpy(&b, file + 2 + 8 * run + 4, 4);
-        for (int odd = 0; odd < 2; odd++, a >>= 16, b >>= 16) {
-            uint32_t dword = (a & 0xffu) | (b & 0xffu) << 8 | (a & 0xff00u) << 8 | (b & 0xff00u) << 16;
-            memcpy(packed + 64 * (2 * run + odd) + 4 * column, &dword, 4);
-        }
+        uint64_t x;
+        memcpy(&x, file + 2 + 8 * run, 8);
+        uint32_t first = byte_dword(x), second = byte_dword(x >> 16);
+        memcpy(packed + 64 * (2 * run) + 4 * column, &first, 4);
+        memcpy(packed + 64 * (2 * run + 1) + 4 * column, &second, 4);
     }
 }
 
-static void unpack_q8_0(uint8_t *file, uint8_t *scale, uint8_t *packed, int column) {
-    memcpy(file, scale, 2);
+static void unpack_q8_0(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    uint8_t *file = row + block * (int64_t)sizeof(azq_block_q8_0);
+    memcpy(file, head + 2 * column, 2);
     for (int k = 0; k < 32; k++) {
         file[2 + (k & ~7) + azq_lane_order[k & 7]] = packed[64 * (k >> 2) + 4 * column + (k & 3)];
     }
 }
 
-/* Columns that W lacks: scale 0 and weight 0 (nibble 8), so that they never make a NaN. */
+/* Where the 32 weights of block `block` stand in their super-block of 256: low four bits in one nibble of 32
+ * bytes of ql, high two bits in bits `shift` of 32 bytes of qh, and two scales. */
+typedef struct {
+    uint8_t *ql, *qh, *scales, *d;
+    int nibble, shift;
+} q6_k_place;
+
+static q6_k_place find_q6_k(uint8_t *row, int64_t block) {
+    azq_block_q6_k *super = (azq_block_q6_k *)(void *)(row + block / 8 * (int64_t)sizeof(azq_block_q6_k));
+    int half = (int)(block % 8) / 4, quarter = (int)(block % 4);
+    return (q6_k_place){super->ql + 64 * half + 32 * (quarter & 1),
+                        super->qh + 32 * half,
+                        (uint8_t *)super->scales + 8 * half + 2 * quarter,
+                        (uint8_t *)&super->d,
+                        quarter < 2 ? 0 : 4,
+                        2 * quarter};
+}
+
+static void pack_q6_k(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    q6_k_place at = find_q6_k(row, block);
+    memcpy(head + 2 * column, at.d, 2);
+    head[32 + column] = at.scales[0];
+    head[48 + column] = at.scales[1];
+    uint32_t high[2] = {0, 0};
+    for (int run = 0; run < 4; run++) {
+        uint64_t low, bits;
+        memcpy(&low, at.ql + 8 * run, 8);
+        memcpy(&bits, at.qh + 8 * run, 8);
+        uint32_t dword = nibble_dword(low >> at.nibble & 0x0f0f0f0f0f0f0f0fu);
+        memcpy(packed + 64 * run + 4 * column, &dword, 4);
+        bits = bits >> at.shift & 0x0303030303030303u;
+        high[run / 2] |= byte_dword(bits) << 4 * (run % 2) | byte_dword(bits >> 16) << (4 * (run % 2) + 2);
+    }
+    memcpy(packed + 256 + 4 * column, &high[0], 4);
+    memcpy(packed + 320 + 4 * column, &high[1], 4);
+}
+
+static void unpack_q6_k(uint8_t *row, int64_t block, uint8_t *head, uint8_t *packed, int column) {
+    q6_k_place at = find_q6_k(row, block);
+    memcpy(at.d, head + 2 * column, 2);
+    at.scales[0] = head[32 + column];
+    at.scales[1] = head[48 + column];
+    for (int k = 0; k < 32; k++) {
+        int run = k / 8, i = k % 8, operand = 2 * run + i / 4;
+        unsigned low = packed[64 * run + 4 * column + i % 4] >> 4 * (i / 4) & 15u;
+        unsigned high = packed[256 + 64 * (operand / 4) + 4 * column + i % 4] >> 2 * (operand % 4) & 3u;
+        int to = 8 * run + azq_lane_order[i];
+        at.ql[to] = (uint8_t)((at.ql[to] & (0xf0u >> at.nibble)) | low << at.nibble);
+        at.qh[to] = (uint8_t)((at.qh[to] & ~(3u << at.shift)) | high << at.shift);
+    }
+}
+
+typedef struct {
+    visit_block_fn *pack, *unpack;
+    uint8_t zero; /* of which lines of weight 0 are made */
+} packed_form;
+
+static packed_form form_of(int type) {
+    switch (type) {
+    case AZQ_TYPE_Q4_0: return (packed_form){pack_q4_0, unpack_q4_0, 0x88};
+    case AZQ_TYPE_Q6_K: return (packed_form){pack_q6_k, unpack_q6_k, 0};
+    default: return (packed_form){pack_q8_0, unpack_q8_0, 0};
+    }
+}
+
+/* Columns that W lacks: scale 0 (and weight 0 where that is one byte), so that they never make a NaN. */
 static void fill_padding(const azq_matrix *w, uint8_t *packed) {
     int64_t n_blocks = w->k / 32, panel = w->n / AZQ_PANEL;
-    int64_t packed_block = azq_group_bytes(w->type, 1) - AZQ_PANEL * 2;
+    int64_t head_bytes = azq_head_bytes(w->type), line_bytes = azq_line_bytes(w->type);
     uint8_t *group = packed + panel * w->panel_bytes;
     for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
         int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        memset(group, 0, (size_t)(in_group * AZQ_PANEL * 2));
-        uint8_t *lines = group + in_group * AZQ_PANEL * 2;
-        memset(lines, w->type == AZQ_TYPE_Q4_0 ? 0x88 : 0, (size_t)(in_group * packed_block));
-        group = lines + in_group * packed_block;
+        memset(group, 0, (size_t)(in_group * head_bytes));
+        uint8_t *lines = group + in_group * head_bytes;
+        memset(lines, form_of(w->type).zero, (size_t)(in_group * line_bytes));
+        group = lines + in_group * line_bytes;
     }
 }
 
@@ -206,7 +286,7 @@ static void pack_into(const azq_matrix *w, const uint8_t *data, uint8_t *packed)
     if (w->n % AZQ_PANEL) {
         fill_padding(w, packed);
     }
-    visit_job job = {w, (uint8_t *)(uintptr_t)data, packed, w->type == AZQ_TYPE_Q4_0 ? pack_q4_0 : pack_q8_0};
+    visit_job job = {w, (uint8_t *)(uintptr_t)data, packed, form_of(w->type).pack};
     azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
 }
 
@@ -237,7 +317,7 @@ int64_t azq_matrix_packed_bytes(const azq_matrix *w) {
 }
 
 static void unpack_from(const azq_matrix *w, const uint8_t *packed, uint8_t *dst) {
-    visit_job job = {w, dst, (uint8_t *)(uintptr_t)packed, w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0};
+    visit_job job = {w, dst, (uint8_t *)(uintptr_t)packed, form_of(w->type).unpack};
     azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
 }
 
@@ -261,7 +341,7 @@ const void *azq_matrix_row(const azq_matrix *w, int64_t row, uint8_t *buffer) {
     }
     uint8_t *panel = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
     visit_row(w, buffer, panel + row / AZQ_PANEL * w->panel_bytes, (int)(row % AZQ_PANEL),
-              w->type == AZQ_TYPE_Q4_0 ? unpack_q4_0 : unpack_q8_0);
+              form_of(w->type).unpack);
     return buffer;
 }
 

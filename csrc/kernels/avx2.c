@@ -204,7 +204,8 @@ static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
 
 /* ---- int8 matmul --------------------------------------------------------------------------------- */
 
-static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair) {
+static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair,
+                         int32_t *sum16) {
     /* Within each 8 bytes: order 0,4,1,5,2,6,3,7 (azq_lane_order). */
     const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
     for (int64_t b = 0; b < k / 32; b++, x += 32, q += 32) {
@@ -232,6 +233,12 @@ static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t
         d[b] = all_finite ? amax / 127.0f : azq_from_bits(0x7fc00000u);
         /* Two signed bytes to 16 bits, the eight dwords added; then -8 times each half. */
         __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        /* The halves of the block are the halves of the register: sixteen 16-bit pairs, eight and eight. */
+        __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        quads = _mm256_add_epi32(quads, _mm256_shuffle_epi32(quads, 0x4e));
+        quads = _mm256_add_epi32(quads, _mm256_shuffle_epi32(quads, 0xb1));
+        sum16[2 * b] = _mm_cvtsi128_si32(_mm256_castsi256_si128(quads));
+        sum16[2 * b + 1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(quads, 1));
         __m128i p = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
         p = _mm_add_epi16(p, _mm_shuffle_epi32(p, 0x4e));
         p = _mm_add_epi16(p, _mm_shuffle_epi32(p, 0xb1));
@@ -295,6 +302,73 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *init
 AZQ_GEMM_256(q4_0, dots_q4_0, 256)
 AZQ_GEMM_256(q8_0, dots_q8_0, 512)
 
+/* Q6_K: u = q + 32 is below 64, so two vpmaddubsw add up in 16 bits (4 * 63 * 127 = 32004) and no more. */
+AZQ_INLINE void gemm_q6_k_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel, int half, float *c,
+                               int64_t ldc) {
+    int64_t n_blocks = act->k / 32;
+    const int8_t *q = act->q + row * act->k;
+    const float *d = act->d + row * n_blocks;
+    const int32_t *sum16 = act->sum16 + 2 * row * n_blocks;
+    const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30), ones = _mm256_set1_epi16(1);
+    __m256 sums[2];
+    for (int r = 0; r < R; r++) {
+        sums[r] = _mm256_setzero_ps();
+    }
+    const uint8_t *group = panel;
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        const uint8_t *head = group, *lines = group + in_group * 64 + 32 * half;
+        for (int64_t b = 0; b < in_group; b++, head += 64, lines += 384, q += 32, d++, sum16 += 2) {
+            __m256i dots[2][2];
+            for (int r = 0; r < R; r++) {
+                dots[r][0] = _mm256_set1_epi32(-32 * sum16[2 * r * n_blocks]);
+                dots[r][1] = _mm256_set1_epi32(-32 * sum16[2 * r * n_blocks + 1]);
+            }
+            for (int i = 0; i < 4; i++) {
+                __m256i w = loadi(lines + 64 * i), h = loadi(lines + 256 + 64 * (i / 2));
+                __m256i first = i % 2 ? h : _mm256_slli_epi16(h, 4);
+                __m256i second = i % 2 ? _mm256_srli_epi16(h, 2) : _mm256_slli_epi16(h, 2);
+                __m256i low = _mm256_or_si256(_mm256_and_si256(w, nibble), _mm256_and_si256(first, upper));
+                __m256i high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble),
+                                               _mm256_and_si256(second, upper));
+                for (int r = 0; r < R; r++) {
+                    const int8_t *a = q + r * act->k + 8 * i;
+                    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, broadcast4(a)),
+                                                     _mm256_maddubs_epi16(high, broadcast4(a + 4)));
+                    dots[r][i / 2] = _mm256_add_epi32(dots[r][i / 2], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            __m256 dw = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(head + 16 * half)));
+            __m256 s0 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(head + 32 + 8 * half))));
+            __m256 s1 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(head + 48 + 8 * half))));
+            for (int r = 0; r < R; r++) { /* whole numbers below 2^24: exact */
+                __m256 dot = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][1]), s1,
+                                             _mm256_mul_ps(_mm256_cvtepi32_ps(dots[r][0]), s0));
+                sums[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(dw, _mm256_broadcast_ss(d + r * n_blocks)), sums[r]);
+            }
+        }
+        group += in_group * (64 + 384);
+    }
+    for (int r = 0; r < R; r++) {
+        _mm256_storeu_ps(c + r * ldc + 8 * half, sums[r]);
+    }
+}
+
+static void gemm_q6_k(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
+                      int64_t n_panels, float *c, int64_t ldc) {
+    for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {
+        for (int64_t r = 0; r < rows; r += 2) {
+            for (int half = 0; half < 2; half++) {
+                if (rows - r >= 2) {
+                    gemm_q6_k_tile(act, row0 + r, 2, panels, half, c + r * ldc, ldc);
+                } else {
+                    gemm_q6_k_tile(act, row0 + r, 1, panels, half, c + r * ldc, ldc);
+                }
+            }
+        }
+    }
+}
+
 /* ---- measuring ----------------------------------------------------------------------------------- */
 
 static uint64_t stream_read(const void *lines, int64_t n) {
@@ -339,7 +413,7 @@ const azq_kernels azq_kernels_avx2 = {
             AZQ_FAMILY_SLOTS(avx2),
             .find_bad = find_bad,
             .quantize_act = quantize_act,
-            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
+            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

@@ -172,6 +172,76 @@ enum { MAX_ROWS = 6, AHEAD = 2048 };
 AZQ_GEMM_512(q4_0, 256, 1)
 AZQ_GEMM_512(q8_0, 512, 16)
 
+/* Q6_K: like gemm_*_tile with one panel; the block's halves are summed apart and meet with their scales. */
+AZQ_INLINE void gemm_q6_k_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel, int fetch, float *c,
+                               int64_t ldc) {
+    int64_t n_blocks = act->k / 32;
+    const int8_t *q = act->q + row * act->k;
+    const float *d = act->d + row * n_blocks;
+    const int32_t *sum16 = act->sum16 + 2 * row * n_blocks;
+    const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
+    __m512 sums[MAX_ROWS];
+    for (int r = 0; r < R; r++) {
+        sums[r] = _mm512_setzero_ps();
+    }
+    const uint8_t *group = panel;
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        const uint8_t *head = group, *lines = group + in_group * 64;
+        for (int64_t b = 0; b < in_group; b++, head += 64, lines += 384, q += 32, d++, sum16 += 2) {
+            if (fetch) {
+                for (int i = 0; i < 384 + 64; i += 64) {
+                    _mm_prefetch((const char *)(lines + i + AHEAD), _MM_HINT_T0);
+                }
+            }
+            __m512i dots[2][MAX_ROWS];
+            for (int r = 0; r < R; r++) {
+                dots[0][r] = _mm512_set1_epi32(-32 * sum16[2 * r * n_blocks]);
+                dots[1][r] = _mm512_set1_epi32(-32 * sum16[2 * r * n_blocks + 1]);
+            }
+            for (int i = 0; i < 4; i++) {
+                __m512i w = _mm512_loadu_si512(lines + 64 * i), h = _mm512_loadu_si512(lines + 256 + 64 * (i / 2));
+                __m512i first = i % 2 ? h : _mm512_slli_epi16(h, 4);
+                __m512i second = i % 2 ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
+                __m512i low = _mm512_or_si512(_mm512_and_si512(w, nibble), _mm512_and_si512(first, upper));
+                __m512i high = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(w, 4), nibble),
+                                               _mm512_and_si512(second, upper));
+                for (int r = 0; r < R; r++) {
+                    const int8_t *a = q + r * act->k + 8 * i;
+                    dots[i / 2][r] = _mm512_dpbusd_epi32(dots[i / 2][r], low, broadcast4(a));
+                    dots[i / 2][r] = _mm512_dpbusd_epi32(dots[i / 2][r], high, broadcast4(a + 4));
+                }
+            }
+            __m512 dw = load_scales(head);
+            __m512 s0 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(head + 32))));
+            __m512 s1 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(head + 48))));
+            for (int r = 0; r < R; r++) { /* whole numbers below 2^24: exact */
+                __m512 dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][r]), s1,
+                                             _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][r]), s0));
+                sums[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(dw, _mm512_set1_ps(d[r * n_blocks])), sums[r]);
+            }
+        }
+        group += in_group * (64 + 384);
+    }
+    for (int r = 0; r < R; r++) {
+        _mm512_storeu_ps(c + r * ldc, sums[r]);
+    }
+}
+
+static void gemm_q6_k(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
+                      int64_t n_panels, float *c, int64_t ldc) {
+    for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {
+        for (int64_t r = 0, n; r < rows; r += n) {
+            n = rows - r >= MAX_ROWS ? MAX_ROWS : rows - r >= 3 ? 3 : 1;
+            switch (n) {
+            case MAX_ROWS: gemm_q6_k_tile(act, row0 + r, MAX_ROWS, panels, r == 0, c + r * ldc, ldc); break;
+            case 3: gemm_q6_k_tile(act, row0 + r, 3, panels, r == 0, c + r * ldc, ldc); break;
+            default: gemm_q6_k_tile(act, row0 + r, 1, panels, r == 0, c + r * ldc, ldc); break;
+            }
+        }
+    }
+}
+
 /* ---- measuring ----------------------------------------------------------------------------------- */
 
 static uint64_t stream_read(const void *lines, int64_t n) {
@@ -218,7 +288,7 @@ const azq_kernels azq_kernels_avx512vnni = {
               AZQ_ATTEND_SLOTS,
               .stream_read = stream_read,
               .peak_int8 = peak_int8,
-              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k}},
 };
 
 AZQ_TARGET_END

@@ -139,7 +139,8 @@ static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
 
 /* ---- int8 matmul -------------------------------------------------------------------------------- */
 
-static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair) {
+static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair,
+                         int32_t *sum16) {
     for (int64_t b = 0; b < k / 32; b++, x += 32, q += 32) {
         float amax = 0.0f;
         int finite = 1;
@@ -150,21 +151,25 @@ static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t
         }
         float inverse = 127.0f / amax;
         int usable = finite && inverse < INFINITY; /* amax 0 gives infinity too */
-        int32_t pair[2] = {0, 0};
+        int32_t pair[2] = {0, 0}, half[2] = {0, 0};
         for (int j = 0; j < 32; j++) {
             float scaled = usable ? rintf(x[(j & ~7) + azq_lane_order[j & 7]] * inverse) : 0.0f;
             scaled = scaled > 127.0f ? 127.0f : scaled < -127.0f ? -127.0f : scaled;
             q[j] = (int8_t)scaled;
             pair[j >> 1 & 1] += q[j];
+            half[j >> 4] += q[j];
         }
         d[b] = finite ? amax / 127.0f : azq_from_bits(0x7fc00000u);
         sum8[b] = -8 * (pair[0] + pair[1]);
+        sum16[2 * b] = half[0];
+        sum16[2 * b + 1] = half[1];
         sum8_pair[b] = (int32_t)(((uint32_t)(-8 * pair[0]) & 0xffffu) | (uint32_t)(-8 * pair[1]) << 16);
     }
 }
 
 /* Integer dot of one block of activations with column n of a packed block. */
-static int32_t dot_block_q4_0(const int8_t *a, const uint8_t *block, int n) {
+static int32_t dot_block_q4_0(const int8_t *a, const uint8_t *head, const uint8_t *block, int n) {
+    (void)head;
     int32_t sum = 0;
     for (int i = 0; i < 4; i++) {
         const uint8_t *dword = block + 64 * i + 4 * n;
@@ -176,7 +181,8 @@ static int32_t dot_block_q4_0(const int8_t *a, const uint8_t *block, int n) {
     return sum;
 }
 
-static int32_t dot_block_q8_0(const int8_t *a, const uint8_t *block, int n) {
+static int32_t dot_block_q8_0(const int8_t *a, const uint8_t *head, const uint8_t *block, int n) {
+    (void)head;
     int32_t sum = 0;
     for (int i = 0; i < 8; i++) {
         for (int j = 0; j < 4; j++) {
@@ -186,9 +192,22 @@ static int32_t dot_block_q8_0(const int8_t *a, const uint8_t *block, int n) {
     return sum;
 }
 
-typedef int32_t dot_block_fn(const int8_t *a, const uint8_t *block, int n);
+/* The block's halves, each by its own scale, which stand in the block's head. */
+static int32_t dot_block_q6_k(const int8_t *a, const uint8_t *head, const uint8_t *block, int n) {
+    int32_t halves[2] = {0, 0};
+    for (int o = 0; o < 8; o++) {
+        for (int j = 0; j < 4; j++) {
+            int low = block[64 * (o / 2) + 4 * n + j] >> 4 * (o % 2) & 15;
+            int high = block[256 + 64 * (o / 4) + 4 * n + j] >> 2 * (o % 4) & 3;
+            halves[o / 4] += ((low | high << 4) - 32) * a[4 * o + j];
+        }
+    }
+    return (int8_t)head[32 + n] * halves[0] + (int8_t)head[48 + n] * halves[1];
+}
 
-static float dot_column(const azq_act *act, int64_t row, const uint8_t *panel, int n, int block_bytes,
+typedef int32_t dot_block_fn(const int8_t *a, const uint8_t *head, const uint8_t *block, int n);
+
+static float dot_column(const azq_act *act, int64_t row, const uint8_t *panel, int n, int head_bytes, int line_bytes,
                         dot_block_fn *dot_block) {
     int64_t n_blocks = act->k / 32;
     const int8_t *q = act->q + row * act->k;
@@ -197,30 +216,33 @@ static float dot_column(const azq_act *act, int64_t row, const uint8_t *panel, i
     float sum = 0.0f;
     for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
         int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        const uint8_t *blocks = group + in_group * AZQ_PANEL * 2;
+        const uint8_t *lines = group + in_group * head_bytes;
         for (int64_t b = 0; b < in_group; b++) {
+            const uint8_t *head = group + b * head_bytes;
             uint16_t scale;
-            memcpy(&scale, group + (b * AZQ_PANEL + n) * 2, sizeof scale);
-            int32_t dot = dot_block(q + (g + b) * 32, blocks + b * block_bytes, n);
+            memcpy(&scale, head + 2 * n, sizeof scale);
+            int32_t dot = dot_block(q + (g + b) * 32, head, lines + b * line_bytes, n);
             sum = fmaf((float)dot, azq_f16_to_f32(scale) * d[g + b], sum);
         }
-        group = blocks + in_group * block_bytes;
+        group = lines + in_group * line_bytes;
     }
     return sum;
 }
 
-#define AZQ_GEMM(name, dot_block, block_bytes)                                                                  \
+#define AZQ_GEMM(name, dot_block, head_bytes, line_bytes)                                                       \
     static void name(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes, \
                      int64_t n_panels, float *c, int64_t ldc) {                                                 \
         for (int64_t r = 0; r < rows; r++) {                                                                    \
             for (int64_t j = 0; j < n_panels * AZQ_PANEL; j++) {                                                \
                 const uint8_t *panel = panels + j / AZQ_PANEL * panel_bytes;                                    \
-                c[r * ldc + j] = dot_column(act, row0 + r, panel, (int)(j % AZQ_PANEL), block_bytes, dot_block); \
+                int n = (int)(j % AZQ_PANEL);                                                                   \
+                c[r * ldc + j] = dot_column(act, row0 + r, panel, n, head_bytes, line_bytes, dot_block);        \
             }                                                                                                   \
         }                                                                                                       \
     }
-AZQ_GEMM(gemm_q4_0, dot_block_q4_0, 256)
-AZQ_GEMM(gemm_q8_0, dot_block_q8_0, 512)
+AZQ_GEMM(gemm_q4_0, dot_block_q4_0, 32, 256)
+AZQ_GEMM(gemm_q8_0, dot_block_q8_0, 32, 512)
+AZQ_GEMM(gemm_q6_k, dot_block_q6_k, 64, 384)
 
 /* ---- activations that have no vector form yet ---------------------------------------------------- */
 
@@ -285,7 +307,7 @@ const azq_kernels azq_kernels_scalar = {
             AZQ_CODEBOOK_DEQUANTIZE,
             .find_bad = find_bad,
             .quantize_act = quantize_act,
-            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
+            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

@@ -156,36 +156,41 @@ static void check_quantize_act(const azq_kernel_slots *slots, int rounds) {
             int64_t offset = random_below(&r, 8);
             float *x = input_new(k, sizeof *x, offset);
             fill(&r, pattern, x, k);
-            guarded got[4], want[4]; /* q, d, sum8, sum8_pair */
-            for (int i = 0; i < 4; i++) {
-                size_t bytes = (size_t)(i == 0 ? k : 4 * blocks);
+            guarded got[5], want[5]; /* q, d, sum8, sum8_pair, sum16 */
+            for (int i = 0; i < 5; i++) {
+                size_t bytes = (size_t)(i == 0 ? k : i == 4 ? 8 * blocks : 4 * blocks);
                 got[i] = guarded_new(bytes, i == 0 ? 0 : 4);
                 want[i] = guarded_new(bytes, 0);
             }
             slots->quantize_act(x, k, (int8_t *)got[0].data, (float *)(void *)got[1].data,
-                                (int32_t *)(void *)got[2].data, (int32_t *)(void *)got[3].data);
+                                (int32_t *)(void *)got[2].data, (int32_t *)(void *)got[3].data,
+                                (int32_t *)(void *)got[4].data);
             definition()->quantize_act(x, k, (int8_t *)want[0].data, (float *)(void *)want[1].data,
-                                       (int32_t *)(void *)want[2].data, (int32_t *)(void *)want[3].data);
-            for (int i = 0; i < 4; i++) {
+                                       (int32_t *)(void *)want[2].data, (int32_t *)(void *)want[3].data,
+                                       (int32_t *)(void *)want[4].data);
+            for (int i = 0; i < 5; i++) {
                 expect(memcmp(got[i].data, want[i].data, want[i].bytes) == 0, "output %d, k %d, pattern %d: other bytes",
                        i, (int)k, pattern);
                 expect(guarded_intact(&got[i]), "output %d, k %d: wrote outside", i, (int)k);
             }
             for (int64_t b = 0; b < blocks; b++) { /* the sums are of these q, and q is never -128 */
                 const int8_t *q = (const int8_t *)got[0].data + 32 * b;
-                int sum = 0, pair[2] = {0, 0}, least = 0;
+                int sum = 0, pair[2] = {0, 0}, half[2] = {0, 0}, least = 0;
                 for (int j = 0; j < 32; j++) {
                     sum += q[j];
                     pair[j >> 1 & 1] += q[j];
+                    half[j / 16] += q[j];
                     least = q[j] < least ? q[j] : least;
                 }
                 int16_t halves[2];
                 memcpy(halves, got[3].data + 4 * b, sizeof halves);
                 expect(((int32_t *)(void *)got[2].data)[b] == -8 * sum && halves[0] == -8 * pair[0] &&
-                           halves[1] == -8 * pair[1] && least >= -127,
+                           halves[1] == -8 * pair[1] && least >= -127 &&
+                           ((int32_t *)(void *)got[4].data)[2 * b] == half[0] &&
+                           ((int32_t *)(void *)got[4].data)[2 * b + 1] == half[1],
                        "k %d, pattern %d: wrong sums", (int)k, pattern);
             }
-            for (int i = 0; i < 4; i++) {
+            for (int i = 0; i < 5; i++) {
                 guarded_free(&got[i]);
                 guarded_free(&want[i]);
             }

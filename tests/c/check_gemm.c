@@ -8,7 +8,7 @@ typedef struct {
     azq_act act;
     int8_t *q;
     float *d;
-    int32_t *sum8, *sum8_pair;
+    int32_t *sum8, *sum8_pair, *sum16;
     int64_t rows;
 } activations;
 
@@ -28,15 +28,16 @@ static activations activations_new(random_state *r, int64_t rows, int64_t k, int
     a.d = aligned((size_t)(rows * blocks) * sizeof(float));
     a.sum8 = aligned((size_t)(rows * blocks) * sizeof(int32_t));
     a.sum8_pair = aligned((size_t)(rows * blocks) * sizeof(int32_t));
+    a.sum16 = aligned((size_t)(2 * rows * blocks) * sizeof(int32_t));
     float *x = input_new(k, sizeof *x, 0);
     for (int64_t row = 0; row < rows; row++) {
         static const int patterns[] = {0, 0, 3, 9, 10, 1, 4};
         fill(r, row == bad ? FINITE_PATTERNS : patterns[random_below(r, 7)], x, k);
         azq_kernels_scalar.slots.quantize_act(x, k, a.q + row * k, a.d + row * blocks, a.sum8 + row * blocks,
-                                              a.sum8_pair + row * blocks);
+                                              a.sum8_pair + row * blocks, a.sum16 + 2 * row * blocks);
     }
     input_free(x, sizeof *x, 0);
-    a.act = (azq_act){a.q, a.d, a.sum8, a.sum8_pair, k};
+    a.act = (azq_act){.q = a.q, .d = a.d, .sum8 = a.sum8, .sum16 = a.sum16, .sum8_pair = a.sum8_pair, .k = k};
     return a;
 }
 
@@ -45,6 +46,7 @@ static void activations_free(activations *a) {
     free(a->d);
     free(a->sum8);
     free(a->sum8_pair);
+    free(a->sum16);
 }
 
 /* Random packed bytes. Scales are finite unless `any_scale`; now and then every weight byte is one value, so
@@ -62,14 +64,15 @@ static uint8_t *panels_new(random_state *r, int type, int64_t k, int64_t panels,
         uint8_t *group = packed + p * panel_bytes;
         for (int64_t g = 0; g < blocks; g += AZQ_GROUP) {
             int64_t in_group = blocks - g < AZQ_GROUP ? blocks - g : AZQ_GROUP;
+            int64_t head = azq_head_bytes(type);
             for (int64_t i = 0; i < in_group * AZQ_PANEL; i++) {
                 uint16_t scale = (uint16_t)random_next(r);
                 if (!any_scale && (scale & 0x7c00) == 0x7c00) {
                     scale = 0x3c00;
                 }
-                memcpy(group + 2 * i, &scale, sizeof scale);
+                memcpy(group + i / AZQ_PANEL * head + i % AZQ_PANEL * 2, &scale, sizeof scale);
             }
-            group += azq_group_bytes(type, in_group);
+            group += in_group * (head + azq_line_bytes(type));
         }
     }
     return packed;
