@@ -266,7 +266,7 @@ class Matrix:
 
 def packed_bytes(type_id: int, n: int, k: int) -> int:
     """Bytes of the packed form of a matrix (n, k)."""
-    return n * _row_bytes(type_id, k)
+    return n * _type(type_id).row_bytes(k)
 
 
 def pack(type_id: int, data: Bytes, n: int, k: int, out: Bytes, n_threads: int) -> None:

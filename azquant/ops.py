@@ -23,7 +23,10 @@ Floats = npt.NDArray[np.float32]
 
 
 def as_float32(x: Any, what: str) -> Floats:
-    """``x`` as a C-contiguous, aligned float32 array. Takes float16, bfloat16 (ml_dtypes), float32 and float64."""
+    """``x`` as a C-contiguous, aligned float32 array.
+
+    Takes float16, bfloat16 (ml_dtypes), float32 and float64.
+    """
     array = np.asarray(x)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise DTypeError(f"{what} must be floating point, not {array.dtype}")
@@ -130,10 +133,11 @@ def dequantize(q: QTensor) -> Floats:
 def matmul(x: Any, w: QTensor, compute: str = "auto") -> Floats:
     """``x`` (..., K) times the transpose of ``w`` (N, K) -> float32 (..., N).
 
-    ``compute``: ``"int8"`` quantizes activations to 8 bits per 32 (relative L2 error at most 1% against exact
-    arithmetic on the dequantized weights; the same bits on every ISA, thread count and batch size);
-    ``"fp32"`` dequantizes the weights (at most 1e-5); ``"auto"`` takes the fastest that the type allows. A row
-    of x with NaN or infinity gives NaN, not an error.
+    ``compute``: ``"int8"`` (Q4_0, Q8_0, Q6_K) quantizes activations to 8 bits per 32; the same bits on every
+    ISA, thread count and batch size, and a relative L2 error of at most 1% against exact arithmetic on the
+    dequantized weights (of ordinary activations and more than a handful of outputs). ``"fp32"`` dequantizes
+    the weights (at most 1e-5). ``"auto"`` takes the fastest that the type allows. A row of x with NaN or
+    infinity gives NaN, not an error.
 
     Raises DTypeError, ShapeError, ArgumentError, UnsupportedTypeError (int8 asked of a type without it).
     """

@@ -100,7 +100,8 @@ def quantize_(
 
     The types are those that :func:`azquant.convert` chooses: the output head, and an embedding that is tied
     to it, become q8_0 when ``type`` is q4_0 (``head`` says otherwise), and of a transformers model's
-    embeddings only the tokens' is quantized. Rows that are no whole number of blocks stay dense. Tied layers stay tied.
+    embeddings only the tokens' is quantized. Rows that are no whole number of blocks stay dense. Tied layers
+    stay tied.
 
     ``filter(module, name)`` decides instead which layers are taken; ``skip`` names layers to leave alone, by
     name or pattern (``"*.lm_head"``). ``compute`` is handed to every QuantLinear.
