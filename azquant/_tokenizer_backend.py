@@ -7,10 +7,13 @@ package for it.
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from azquant._charsmap import Charsmap
 from azquant.errors import AzquantError, MissingDependencyError, ModelError, TokenizerError
 from azquant.gguf.keys import TokenType
 from azquant.pretokenizer import NAMED
@@ -39,13 +42,22 @@ class VocabularyData:
     types: Sequence[int]
 
 
-def json_backend(text: str, n_vocab: int) -> Tokenizer:
+def json_backend(text: str, n_vocab: int, *, from_sentencepiece: bool = False) -> Tokenizer:
     """The tokenizer that a tokenizer.json describes, without its truncation, padding and dropout.
+
+    ``from_sentencepiece``: it was made of a tokenizer.model, so its character map works as SentencePiece's.
 
     Raises TokenizerError if ``tokenizers`` cannot read it, ModelError if it has more than ``n_vocab`` tokens.
     """
     package = _package()
+    charsmap = b""
+    if from_sentencepiece:
+        text, charsmap = guarded(lambda: _without_charsmap(text), "tokenizer.huggingface.json")
     backend: Tokenizer = guarded(lambda: package.Tokenizer.from_str(text), "tokenizer.huggingface.json")
+    if charsmap:
+        normalizers = package.normalizers
+        custom = normalizers.Normalizer.custom(Charsmap(charsmap))
+        backend.normalizer = normalizers.Sequence([custom, backend.normalizer])
     if backend.get_vocab_size(with_added_tokens=True) > n_vocab:  # ids may be shared: these count
         most = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         if most > n_vocab:
@@ -60,6 +72,17 @@ def json_backend(text: str, n_vocab: int) -> Tokenizer:
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return backend
+
+
+def _without_charsmap(text: str) -> tuple[str, bytes]:
+    """A tokenizer.json that azquant made, and the character map taken out of it."""
+    content = json.loads(text)
+    steps = content["normalizer"]["normalizers"]
+    maps = [step for step in steps if step["type"] == "Precompiled"]
+    if not maps:
+        return text, b""
+    content["normalizer"]["normalizers"] = [step for step in steps if step not in maps]
+    return json.dumps(content), base64.b64decode(maps[0]["precompiled_charsmap"])
 
 
 def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: str) -> Tokenizer:
@@ -135,9 +158,7 @@ def unigram_backend(
     normalizers, regex = package.normalizers, package.Regex
     steps = []
     if charsmap:
-        steps.append(
-            guarded(lambda: normalizers.Precompiled(charsmap), "tokenizer.ggml.precompiled_charsmap")
-        )
+        steps.append(normalizers.Normalizer.custom(Charsmap(charsmap)))
     if merge_spaces:  # each word then has its space before it, whatever the prefix says
         steps += [normalizers.Replace(regex(r"\A +| +\z"), ""), normalizers.Replace(regex(" +"), "▁")]
     else:

@@ -60,6 +60,7 @@ class Tokenizer:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.model = _typed(metadata, keys.TOKENIZER_MODEL, str, "no_vocab")
         self._json: str | None = _typed(metadata, keys.TOKENIZER_JSON, str, None)
+        self._from_sentencepiece = metadata.get(keys.TOKENIZER_SOURCE) == "sentencepiece"
         self._pre: str = _typed(metadata, keys.TOKENIZER_PRE, str, "default")
         self.chat_template: str | None = _typed(metadata, keys.CHAT_TEMPLATE, str, None)
         self._tokens: list[str] = _list(metadata, keys.TOKENS, str)
@@ -213,7 +214,7 @@ class Tokenizer:
 
     def _build_backend(self) -> Backend:
         if self._json is not None:
-            return json_backend(self._json, self.n_vocab)
+            return json_backend(self._json, self.n_vocab, from_sentencepiece=self._from_sentencepiece)
         vocabulary = VocabularyData(self._tokens, self._types)
         if self._sentencepiece:
             scores = self._scores or [0.0] * self.n_vocab

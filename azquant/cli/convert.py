@@ -21,11 +21,15 @@ from azquant.cli.console import (
 )
 from azquant.cli.guard import Verb
 from azquant.cli.options import size_option
+from azquant.cli.proof import print_proof
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport, TensorRow
 
 __all__ = ["convert"]
+
+_PROVED_BY_DEFAULT = 16_000_000
+"""Most weights of a model that is proved without being asked to: a matter of seconds."""
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
 
@@ -40,10 +44,12 @@ Examples:
   azquant convert az_llm_hf az-llm-q4_0.gguf --dry-run
   azquant convert az_llm_hf --version v1.1 --modelfile
   azquant convert az_llm_hf az-llm-chat.gguf --lora az_llm_lora
+  azquant convert az_llm_100m_final.pt --tokenizer az_llm-tokenizer.json -o az-llm.gguf
 """,
 )
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The same as DST.")
 @click.option(
     "--type",
     "type_",
@@ -52,6 +58,31 @@ Examples:
     help="q4_0, q4_k_m, q8_0, f16, ...; see azquant quantize -h.",
 )
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter folder to merge, in float32.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json or .model, if not beside the weights.",
+)
+@click.option(
+    "--activation", type=click.Choice(["gelu", "gelu_tanh", "relu"]), help="Of a from-scratch model.  [gelu]"
+)
+@click.option(
+    "--attention-scale",
+    type=click.Choice(["head", "embedding"]),
+    help="Of a from-scratch model: scores divided by sqrt(head size) or sqrt(n_embd).  [head]",
+)
+@click.option("--heads", type=int, help="Attention heads, where a from-scratch checkpoint does not tell.")
+@click.option("--strict", is_flag=True, help="Refuse a tokenizer that llama.cpp would not run exactly.")
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    help="UTF-8 text to compare tokenizers and models on.  [azquant's sample of many scripts]",
+)
+@click.option(
+    "--prove/--no-prove",
+    default=None,
+    help="Compare the file's predictions with the checkpoint's.  [up to 16 million weights: yes]",
+)
 @click.option("--version", metavar="V", help="The model's version, such as v1.1.")
 @click.option(
     "--split-max-size", callback=size_option, metavar="SIZE", help="Several files of at most 500M, 2G, ..."
@@ -64,8 +95,16 @@ Examples:
 def convert(
     src: Path,
     dst: Path | None,
+    output: Path | None,
     type_: str,
     lora: Path | None,
+    tokenizer: Path | None,
+    activation: str | None,
+    attention_scale: str | None,
+    heads: int | None,
+    strict: bool,
+    corpus: Path | None,
+    prove: bool | None,
     version: str | None,
     split_max_size: int | None,
     modelfile: bool,
@@ -77,7 +116,9 @@ def convert(
     """Convert the checkpoint SRC to the GGUF file DST.
 
     SRC is a folder as save_pretrained writes it: config.json, the weights (safetensors or
-    pytorch_model.bin, also in shards) and tokenizer.json. Known are GPT-2, Llama, Mistral, SmolLM,
+    pytorch_model.bin, also in shards) and tokenizer.json or tokenizer.model. Or it is the weight file of
+    a model written by hand: nanoGPT's ckpt.pt, or a course's .pt (token_embedding_table, ...). Known
+    are GPT-2, Llama, Mistral, SmolLM,
     Qwen 2 and 3, Gemma 2 and 3 (text), Phi 3, GPT-NeoX, StarCoder 2, OLMo 2, Granite and Falcon.
 
     DST appears whole or not at all; llama.cpp and Ollama read it too. Without DST, or where it is a
@@ -86,6 +127,10 @@ def convert(
     import azquant
     from azquant.conversion import check_for_ollama, write_modelfile
 
+    if dst is not None and output is not None:
+        raise click.UsageError("give DST or --output, not both")
+    dst = output if dst is None else dst
+    scratch: dict[str, Any] = {"activation": activation, "attention_scale": attention_scale, "heads": heads}
     target = "the file" if dst is None else visible(dst.name)
     with progress_bar(f"writing {target}", shown=not quiet) as progress:
         report = azquant.convert(
@@ -94,6 +139,10 @@ def convert(
             type_,
             lora=lora,
             version=version,
+            tokenizer=tokenizer,
+            strict=strict,
+            corpus=corpus,
+            **scratch,
             split_max_size=split_max_size,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -105,10 +154,16 @@ def convert(
             say("warning", f"Ollama: {problem}")
         if not (quiet or as_json):
             write(f"wrote {visible(str(written))}; next:  ollama create <name> -f {visible(str(written))}\n")
+    proof = None
+    if not dry_run and split_max_size is None and (_is_small(report) if prove is None else prove):
+        from azquant.evaluate import prove as prove_it
+
+        proof = prove_it(report, text=corpus, tokenizer=tokenizer, lora=lora, **scratch)
     if as_json:
-        print_json(_as_dict(report))
+        print_json(_as_dict(report) | {"proof": None if proof is None else proof.as_dict()})
     elif not quiet:
         _print_report(report)
+        print_proof(report, proof)
 
 
 def _print_report(report: ConversionReport) -> None:
@@ -132,6 +187,10 @@ def _print_report(report: ConversionReport) -> None:
     if shown == str(report.destination):
         prompt = "'Azərbaycan'" if _has_tokenizer(report.destination) else "--ids '1 2 3'"
         write(f"next:  azquant generate {shlex.quote(shown)} {prompt}\n")
+
+
+def _is_small(report: ConversionReport) -> bool:
+    return report.parameters <= _PROVED_BY_DEFAULT
 
 
 def _has_tokenizer(path: Path) -> bool:

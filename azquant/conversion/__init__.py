@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,8 @@ from threading import Event
 from typing import Any
 
 from azquant.architectures import Architecture, architecture_of_config
-from azquant.checkpoint import Checkpoint, open_checkpoint
+from azquant.checkpoint import Checkpoint, StackedTensor, open_checkpoint
+from azquant.conversion.agreement import Agreement
 from azquant.conversion.from_scratch import ScratchOptions, recognize
 from azquant.conversion.lora import open_adapter
 from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
@@ -21,8 +23,8 @@ from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
 from azquant.conversion.quantize import quantize_file
 from azquant.conversion.recipe import get_target
-from azquant.conversion.report import ConversionReport, TensorRow
-from azquant.conversion.tokenizer import tokenizer_metadata
+from azquant.conversion.report import ConversionReport, Coverage, TensorRow
+from azquant.conversion.tokenizer import tokenizer_proof
 from azquant.conversion.write import Encoder
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
@@ -30,7 +32,9 @@ from azquant.types import GGMLType
 
 __all__ = [
     "CONVERT_TYPES",
+    "Agreement",
     "ConversionReport",
+    "Coverage",
     "TensorRow",
     "check_for_ollama",
     "convert",
@@ -58,6 +62,8 @@ def convert(
     activation: str | None = None,
     attention_scale: str | None = None,
     heads: int | None = None,
+    strict: bool = False,
+    corpus: str | PathLike[str] | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint ``src`` to the GGUF file ``dst``.
 
@@ -68,7 +74,10 @@ def convert(
     say what such a file does not. What GGUF's gpt2 has no place for (exact GELU, a bias of the output head)
     is written in keys of azquant's own, with a ConversionWarning of what llama.cpp leaves out.
 
-    ``tokenizer`` is a tokenizer.json, or a folder with one, that is not beside the weights.
+    ``tokenizer`` is a tokenizer.json or tokenizer.model, or a folder with one, if not beside the weights. How
+    often llama.cpp's tokens will differ from it is counted on ``corpus`` (a UTF-8 file; azquant's sample of
+    many scripts by default) and stands in the report. Where they can differ a ConversionWarning says why;
+    ``strict`` makes it a TokenizerError.
 
     ``type`` is a target of :data:`azquant.conversion.recipe.TARGETS`: q4_0, q4_k_m, q8_0, f16, ... Each
     tensor gets the type that llama-quantize would give it: norms, biases and positions stay f32, the output
@@ -103,7 +112,9 @@ def convert(
         plan = make_plan(architecture, config, weights, wanted, adapter)
         folder = source if source.is_dir() else source.parent
         tokenizer_path = folder if tokenizer is None else Path(tokenizer)
-        tokenizer_keys, said = _tokenizer(tokenizer_path, config.vocab_size, hf_config)
+        tokenizer_keys, agreement, said = _tokenizer(
+            tokenizer_path, config.vocab_size, hf_config, strict, None if corpus is None else Path(corpus)
+        )
         for message in (*plan.warnings, *said):
             warnings.warn(message, ConversionWarning, stacklevel=2)
         before, after = general_metadata(
@@ -150,6 +161,8 @@ def convert(
             file_bytes=None if dry_run else sum(path.stat().st_size for path in written),
             warnings=(*plan.warnings, *said),
             notes=(*more_notes, *plan.notes, *merged),
+            coverage=_coverage(plan, architecture, checkpoint),
+            tokenizer=agreement,
         )
 
 
@@ -205,17 +218,42 @@ def _model(
 
 
 def _tokenizer(
-    path: Path, vocab_size: int, config: dict[str, Any]
-) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
-    """The tokenizer's keys, and the warnings it gave, to be given again from the caller's line."""
+    path: Path, vocab_size: int, config: dict[str, Any], strict: bool, corpus: Path | None
+) -> tuple[dict[str, MetadataValue], Agreement | None, tuple[str, ...]]:
+    """The tokenizer's keys, its proof, and the warnings it gave, to be given again from the caller's line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        metadata = tokenizer_metadata(path, vocab_size, config)
+        metadata, agreement = tokenizer_proof(path, vocab_size, config, strict=strict, corpus=corpus)
     ours = [item for item in caught if issubclass(item.category, ConversionWarning)]
     for item in caught:
         if item not in ours:
             warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    return metadata, tuple(str(item.message) for item in ours)
+    return metadata, agreement, tuple(str(item.message) for item in ours)
+
+
+def _coverage(plan: Plan, architecture: Architecture[Any], checkpoint: Checkpoint) -> Coverage:
+    """The plan has refused every tensor that would be lost; what is left out here has its reason."""
+    used: Counter[str] = Counter()
+    for item in plan.tensors:
+        if item.source is not None:
+            parts = item.source.parts if isinstance(item.source, StackedTensor) else (item.source,)
+            used.update(part.name for part in parts)
+    left_out = []
+    for name, tensor in checkpoint.tensors.items():
+        if used[tensor.name]:
+            continue
+        if name.endswith("lm_head.bias"):
+            why = "in the metadata" if tensor.read_f32().any() else "all zeros"
+        elif name.endswith(("lm_head.weight", "embed_out.weight", "wte.weight")):
+            why = "equal to the embedding"
+        else:
+            why = "a buffer without weights"
+        left_out.append((tensor.name, why))
+    return Coverage(
+        once=tuple(name for name, count in used.items() if count == 1),
+        twice=tuple(name for name, count in used.items() if count > 1),
+        left_out=tuple(left_out),
+    )
 
 
 def _size(checkpoint: Checkpoint) -> int:

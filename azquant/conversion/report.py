@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from azquant.architectures.base import show_shape
+from azquant.conversion.agreement import Agreement
 
-__all__ = ["ConversionReport", "TensorRow"]
+__all__ = ["ConversionReport", "Coverage", "TensorRow"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,23 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What became of each tensor of the checkpoint, by its name there."""
+
+    once: tuple[str, ...]
+    """Stored in the file, by themselves or as a part of a fused tensor."""
+    twice: tuple[str, ...]
+    """Stored more than once."""
+    left_out: tuple[tuple[str, str], ...]
+    """Not stored as a tensor, and why."""
+
+    @property
+    def total(self) -> int:
+        """Tensors of the checkpoint."""
+        return len(self.once) + len(self.twice) + len(self.left_out)
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """What was converted, into what, and what had to differ from what was asked."""
 
@@ -60,6 +78,10 @@ class ConversionReport:
     """Changes that lose nothing, such as a head stored once."""
     planned_bytes: int | None = None
     """What the file takes or would take, header and padding included; ``None`` where it is not known."""
+    coverage: Coverage = Coverage((), (), ())
+    """What became of each tensor of the checkpoint."""
+    tokenizer: Agreement | None = None
+    """How often llama.cpp's tokens differ; ``None`` where it has none, or ``tokenizers`` is not installed."""
 
     @property
     def parameters(self) -> int:

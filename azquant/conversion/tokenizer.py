@@ -124,6 +124,8 @@ def tokenizer_proof(
     metadata[keys.ADD_BOS_TOKEN] = boolean(add_bos)
     metadata[keys.ADD_EOS_TOKEN] = boolean(add_eos)
     metadata |= _chat_templates(files)
+    if files.own_special:
+        metadata[keys.TOKENIZER_SOURCE] = string("sentencepiece")
     metadata[keys.TOKENIZER_JSON] = string(_carried_json(files, vocabulary))
     return metadata, _prove(where, metadata, differences, strict, corpus) if kind else None
 

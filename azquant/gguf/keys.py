@@ -72,6 +72,7 @@ __all__ = [
     "TOKENIZER_JSON",
     "TOKENIZER_MODEL",
     "TOKENIZER_PRE",
+    "TOKENIZER_SOURCE",
     "TOKENS",
     "TOKEN_TYPE",
     "TYPE",
@@ -156,6 +157,7 @@ ADD_EOS_TOKEN = "tokenizer.ggml.add_eos_token"
 ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 REMOVE_EXTRA_WHITESPACES = "tokenizer.ggml.remove_extra_whitespaces"
 PRECOMPILED_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
+TOKENIZER_SOURCE = "azquant.tokenizer.source"  # "sentencepiece" where TOKENIZER_JSON was made of its model
 TOKENIZER_JSON = "tokenizer.huggingface.json"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
