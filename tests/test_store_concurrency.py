@@ -19,13 +19,12 @@ import random, sys, warnings
 from pathlib import Path
 from azquant.errors import AzquantError, ModelNotFoundError, OutputError
 from azquant.store import Store
-root, folder, seed, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+root, folder, seed, attempts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 warnings.simplefilter("error")
-import time
-rng, store, end, done = random.Random(seed), Store(root), time.monotonic() + seconds, 0
+rng, store, done = random.Random(seed), Store(root), 0
 ggufs = sorted(folder.glob("*.gguf"))
 print("begun", flush=True)
-while time.monotonic() < end:
+for _ in range(attempts):
     name = f"m{rng.randrange(3)}:{rng.randrange(3)}"
     try:
         match rng.randrange(5):
@@ -47,8 +46,8 @@ print(done)
 """
 
 
-def start(root: Path, folder: Path, seed: int, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WORKER, str(root), str(folder), str(seed), str(seconds)]
+def start(root: Path, folder: Path, seed: int, attempts: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(root), str(folder), str(seed), str(attempts)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     assert worker.stdout.readline() == "begun\n"
@@ -74,11 +73,11 @@ def damaged(store: Store) -> list[str]:
 def test_processes_at_once_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
     root, folder = tmp_path / "store", ggufs(tmp_path / "ggufs")
     keep_one(root)
-    workers = [start(root, folder, seed, 4.0) for seed in range(3)]
+    workers = [start(root, folder, seed, 150) for seed in range(3)]
     for worker in workers:
         out, err = worker.communicate(timeout=60)
         assert (worker.returncode, err) == (0, "")
-        assert int(out) > 20
+        assert int(out) > 15, "most attempts find what they need"
     store = Store(root)
     assert store.check() == [], "not even debris: nobody was killed"
     assert digest(tiny_gguf(0.0, rows=4096)) in blobs(root)
@@ -88,8 +87,8 @@ def test_killed_at_any_moment_no_manifest_dangles_and_repair_cleans_up(tmp_path:
     root, folder = tmp_path / "store", ggufs(tmp_path / "ggufs")
     keep_one(root)
     store, rng = Store(root), random.Random(12)
-    for seed in range(12):
-        workers = [start(root, folder, 2 * seed + i, 60.0) for i in range(2)]
+    for seed in range(6):
+        workers = [start(root, folder, 2 * seed + i, 1_000_000) for i in range(2)]
         time.sleep(0.05 + 0.25 * rng.random())
         for worker in workers:
             worker.send_signal(signal.SIGKILL)
