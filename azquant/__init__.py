@@ -19,6 +19,7 @@ from azquant.ops import dequantize, matmul, quantize
 from azquant.tensor import QTensor
 
 if TYPE_CHECKING:
+    from azquant import store
     from azquant.conversion import convert, quantize_file
     from azquant.engine import load
     from azquant.gguf import open_gguf
@@ -53,6 +54,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "store":
+        return importlib.import_module("azquant.store")
     if name not in _LAZY:
         raise AttributeError(f"module 'azquant' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

@@ -10,12 +10,16 @@
     ├── UnsupportedTypeError (ValueError)   a ggml type that is unknown, or cannot do what was asked
     ├── FormatError (ValueError)            a file's bytes break its format; has .path and .offset
     │   ├── GGUFError
+    │   ├── ModelfileError                  a Modelfile that breaks Ollama's grammar; has .line
+    │   ├── StoreError                      a model store whose files are damaged or contradict each other
     │   └── CheckpointError
     │       └── UnsafePickleError           a pickle asks for more than tensors
     ├── ModelError (ValueError)             a well-formed file that is no usable model
     ├── ConversionError (ValueError)        a checkpoint that cannot be converted as asked
     │   └── UnsupportedArchitectureError
     ├── TokenizerError (ValueError)         a tokenizer that cannot be read, carried or applied
+    ├── ModelNotFoundError (LookupError)    a model that is not in the store
+    ├── HubError (OSError)                  the Hub did not give or take a file
     ├── ContextLengthError (ValueError)     more tokens than the model has positions
     ├── GenerationTimeout (TimeoutError)    an answer was not finished in the time given
     ├── OutputError (OSError)               an output file that cannot be written
@@ -48,14 +52,18 @@ __all__ = [
     "FormatError",
     "GGUFError",
     "GenerationTimeout",
+    "HubError",
     "InputFileError",
     "InternalError",
     "MissingDependencyError",
     "ModelError",
+    "ModelNotFoundError",
+    "ModelfileError",
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
     "ShapeError",
+    "StoreError",
     "TokenizerError",
     "UnsafePickleError",
     "UnsupportedArchitectureError",
@@ -112,6 +120,20 @@ class GGUFError(FormatError):
     """A GGUF file that breaks the format."""
 
 
+class ModelfileError(FormatError):
+    """A Modelfile that breaks Ollama's grammar. ``line`` counts from 1, ``None`` if it is about no line."""
+
+    def __init__(
+        self, message: str, *, path: str | PathLike[str] | None = None, line: int | None = None
+    ) -> None:
+        self.line = line
+        super().__init__(message if line is None else f"line {line}: {message}", path=path)
+
+
+class StoreError(FormatError):
+    """A model store with a damaged file: a manifest, or a blob that is not what its name says."""
+
+
 class CheckpointError(FormatError):
     """A checkpoint (safetensors, pytorch_model.bin, .pt, its index or config) that cannot be read."""
 
@@ -134,6 +156,14 @@ class UnsupportedArchitectureError(ConversionError):
 
 class TokenizerError(AzquantError, ValueError):
     """A tokenizer that cannot be read, carried into GGUF, or applied to the text given."""
+
+
+class ModelNotFoundError(AzquantError, LookupError):
+    """A model that is not in the store."""
+
+
+class HubError(AzquantError, OSError):
+    """A file or repository that the Hub did not give or take: missing, gated, cut short, or altered."""
 
 
 class ContextLengthError(AzquantError, ValueError):

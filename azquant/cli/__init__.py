@@ -8,7 +8,21 @@ from typing import NoReturn
 import click
 
 from azquant._version import __version__
-from azquant.cli import bench, convert, edit, eval, generate, imatrix, inspect, quantize, split, verify
+from azquant.cli import (
+    bench,
+    convert,
+    edit,
+    eval,
+    generate,
+    hub,
+    imatrix,
+    inspect,
+    manage,
+    models,
+    quantize,
+    split,
+    verify,
+)
 from azquant.cli.guard import Program
 
 __all__ = ["cli", "main"]
@@ -42,6 +56,17 @@ for verb in (
     split.merge,
     split.split,
     verify.verify,
+    manage.create,
+    models.list_models,
+    models.show,
+    models.versions,
+    manage.cp,
+    manage.rm,
+    manage.export,
+    manage.import_model,
+    manage.store,
+    hub.pull,
+    hub.push,
 ):
     cli.add_command(verb)
 

@@ -12,6 +12,7 @@ import click
 
 from azquant.cli.console import print_json, print_table, say, show_bytes, visible
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ __all__ = ["bench"]
     epilog="""\b
 Examples:
   azquant bench az-llm-q4_0.gguf
-  azquant bench az-llm-q4_0.gguf --batch 1 --batch 8 --threads 2 --json
+  azquant bench az-llm:v1.0 --batch 1 --batch 8 --threads 2 --json
   azquant bench az-llm-q4_0.gguf --compare llama.cpp/build/bin/llama-bench
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL_FILE)
+@store_option
 @click.option("--prompt-tokens", type=int, default=512, show_default=True, help="Length of the prompt.")
 @click.option("--answer-tokens", type=int, default=128, show_default=True, help="Length of the answers.")
 @click.option("--batch", type=int, multiple=True, help="Answers at once, repeatable.  [default: 1, 4, 16]")

@@ -10,6 +10,7 @@ import click
 
 from azquant.cli.console import print_json, print_table, progress_bar, shorten, visible
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, check_in_place, store_option
 from azquant.errors import ArgumentError, InputFileError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ Examples:
   azquant edit model.gguf --add my.ids i32[] "[1, 2, 3]" --remove general.url --dry-run
 """,
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL_FILE)
+@store_option
 @click.argument("dst", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--set", "set_", nargs=2, multiple=True, metavar="KEY VALUE", help="Change a key, not its type."
@@ -77,6 +79,8 @@ def edit(
 
     if not (set_ or set_file or add or remove):
         raise click.UsageError("nothing to change: give --set, --set-file, --add or --remove")
+    if dst is None:
+        check_in_place(file)
     with open_gguf(file, join=False) as opened:
         texts = [*set_, *((key, _read(Path(path))) for key, path in set_file)]
         values = _values(opened, texts, add, remove)

@@ -9,6 +9,7 @@ import click
 
 from azquant.cli.console import print_json, print_table, visible
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.cli.text import counting_bar, read_text
 
 if TYPE_CHECKING:
@@ -28,11 +29,10 @@ Examples:
   azquant eval az-llm-q4_0.gguf heldout.txt --base az-llm-f32.gguf --plot positions.png
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL_FILE)
+@store_option
 @click.argument("text", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="A GGUF file or the checkpoint folder to compare with."
-)
+@click.option("--base", type=MODEL_FILE, help="A GGUF file or the checkpoint folder to compare with.")
 @click.option("--n-ctx", type=int, help="Tokens of a window.  [default: 512, or what the model has]")
 @click.option("--chunks", type=int, help="Take only the first windows.  [default: all]")
 @click.option("--threads", type=int, help="Threads to use.  [default: the processors available]")

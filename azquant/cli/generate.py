@@ -13,6 +13,7 @@ import click
 
 from azquant.cli.console import dim, for_terminal, print_json, say, write
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ class _Run:
     epilog="""\b
 Examples:
   azquant generate az-llm-q4_0.gguf "Azərbaycan" --max-tokens 100
-  azquant generate az-llm-q4_0.gguf "Bakı" --temperature 0.8 --top-k 40 --seed 1
+  azquant generate az-llm:v1.0 "Bakı" --temperature 0.8 --top-k 40 --seed 1
   echo "Bir gün" | azquant generate az-llm-q4_0.gguf - --stats
   azquant generate az-llm-q4_0.gguf "17 4 256" --ids
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL_FILE)
+@store_option
 @click.argument("prompt", default="")
 @click.option("--max-tokens", type=int, default=64, show_default=True, help="Most tokens to generate.")
 @click.option(
@@ -90,7 +92,7 @@ def generate(
     as_json: bool,
     stats: bool,
 ) -> None:
-    """Let the GGUF MODEL continue PROMPT; the text appears as it is made.
+    """Let MODEL, a GGUF file or NAME:TAG in the store, continue PROMPT; the text appears as it is made.
 
     PROMPT "-" is read from standard input, without the newline that ends it. No PROMPT: the model begins
     by itself.

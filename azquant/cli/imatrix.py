@@ -9,6 +9,7 @@ import click
 
 from azquant.cli.console import print_json, show_count, visible
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.cli.text import counting_bar, read_text
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ Examples:
   llama-quantize --imatrix az-llm.imatrix.gguf az-llm-f32.gguf az-llm-q4_0.gguf q4_0
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL_FILE)
+@store_option
 @click.argument("text", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--n-ctx", type=int, help="Tokens of a window.  [default: 512, or what the model has]")

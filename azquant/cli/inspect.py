@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -11,9 +10,10 @@ import click
 
 from azquant.cli.console import print_json, print_table, shorten, show_bytes, show_count, visible, write
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 
 if TYPE_CHECKING:
-    from azquant.gguf import GGUFArray, GGUFFile, GGUFTensor, Value, ValueType
+    from azquant.gguf import GGUFArray, GGUFFile, Value, ValueType
 
 __all__ = ["inspect"]
 
@@ -30,12 +30,13 @@ _ROWS = 5000  # a hostile file may have millions
     epilog="""\b
 Examples:
   azquant inspect az-llm-q4_0.gguf
-  azquant inspect az-llm-q4_0.gguf --no-tensors
+  azquant inspect az-llm:v1.0 --no-tensors
   azquant inspect az-llm-q4_0.gguf --json --full | jq .types
   azquant inspect az-llm-q4_0.gguf --hash --plot layers.png
 """,
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL_FILE)
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything chosen as JSON.")
 @click.option("--metadata/--no-metadata", default=True, show_default=True, help="List the metadata keys.")
 @click.option("--tensors/--no-tensors", default=True, show_default=True, help="List the tensors.")
@@ -54,6 +55,8 @@ def inspect(
     overwrite: bool,
 ) -> None:
     """Show what the GGUF FILE holds: the model in short, its metadata, its tensors.
+
+    FILE may also be NAME:TAG, a model in the store.
 
     Only the header is read, so this takes the same moment for any size of model. The first file of a split
     model stands for all.
@@ -85,22 +88,14 @@ def _hashes(file: GGUFFile) -> dict[str, str]:
 # ---- the model in short ------------------------------------------------------------------------------
 
 
-def _types(tensors: Mapping[str, GGUFTensor]) -> dict[str, dict[str, int]]:
-    totals: dict[str, dict[str, int]] = {}
-    for tensor in tensors.values():
-        total = totals.setdefault(tensor.type.name, {"tensors": 0, "parameters": 0, "bytes": 0})
-        total["tensors"] += 1
-        total["parameters"] += prod(tensor.shape)
-        total["bytes"] += tensor.nbytes
-    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
-
-
 def _summary(file: GGUFFile) -> dict[str, Any]:
     """The facts, of Python's own types; ``None`` for what the file does not say."""
+    from azquant.gguf import type_totals
+
     metadata = file.metadata
     architecture = metadata.get("general.architecture")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    types = _types(file.tensors)
+    types = type_totals(file.tensors)
     parameters = sum(total["parameters"] for total in types.values())
     tensor_bytes = sum(total["bytes"] for total in types.values())
     return {

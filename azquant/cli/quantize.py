@@ -10,6 +10,7 @@ import click
 
 from azquant.cli.console import print_json, print_table, progress_bar, show_bytes, visible, write
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport
@@ -43,7 +44,8 @@ Targets: f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q2_k_s q3_k_s q3_k_m q3_k_l 
          q5_k_s q5_k_m q6_k iq4_nl iq4_xs tq1_0 tq2_0 mxfp4_moe
 """,
 )
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src", type=MODEL_FILE)
+@store_option
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.argument("target", default="q4_0")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix.")

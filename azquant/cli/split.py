@@ -8,6 +8,7 @@ import click
 
 from azquant.cli.console import progress_bar, show_bytes, visible
 from azquant.cli.guard import Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.cli.options import size_option
 
 __all__ = ["merge", "split"]
@@ -22,7 +23,8 @@ Examples:
   azquant split model.gguf parts/model --max-tensors 64
 """,
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL_FILE)
+@store_option
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option(
     "--max-size", callback=size_option, metavar="SIZE", help="Bytes of tensors in each file: 500M, 2G."

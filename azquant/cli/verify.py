@@ -10,6 +10,7 @@ import click
 
 from azquant.cli.console import print_json, print_table, progress_bar, say, shorten, visible
 from azquant.cli.guard import WRONG_INPUT, Verb
+from azquant.cli.model_file import MODEL_FILE, store_option
 
 if TYPE_CHECKING:
     from azquant.evaluate import TensorCheck, VerifyReport
@@ -30,8 +31,9 @@ Examples:
   azquant verify az-llm-q4_0.gguf --against az-llm-f32.gguf --json | jq .worst
 """,
 )
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="Another GGUF file, or a checkpoint.")
+@click.argument("file", type=MODEL_FILE)
+@store_option
+@click.option("--against", type=MODEL_FILE, help="Another GGUF file, or a checkpoint.")
 @click.option("--hash", "hashes", is_flag=True, help="Give the SHA-256 of each tensor's bytes.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the errors by layer: .png, .svg or .pdf.")
 @click.option("--overwrite", is_flag=True, help="Replace the picture if it exists.")

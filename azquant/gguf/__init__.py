@@ -9,6 +9,7 @@ from azquant.gguf.edit import edit_gguf, edited_metadata
 from azquant.gguf.encoding import MetadataValue
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
 from azquant.gguf.split import merge_gguf, split_gguf, write_split_gguf
+from azquant.gguf.totals import type_totals
 from azquant.gguf.values import GGUFArray, Value, ValueType
 from azquant.gguf.writer import TensorSpec, write_gguf
 
@@ -27,6 +28,7 @@ __all__ = [
     "merge_gguf",
     "open_gguf",
     "split_gguf",
+    "type_totals",
     "write_gguf",
     "write_split_gguf",
 ]
