@@ -19,7 +19,7 @@ from azquant.ops import dequantize, matmul, quantize
 from azquant.tensor import QTensor
 
 if TYPE_CHECKING:
-    from azquant import store
+    from azquant import store as store
     from azquant.conversion import convert, quantize_file
     from azquant.engine import load
     from azquant.gguf import open_gguf
