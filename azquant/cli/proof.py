@@ -35,7 +35,8 @@ def print_proof(report: ConversionReport, proof: Proof | None) -> None:
         say(
             "warning",
             f"the model predicts {visible(proof.text)} better with {said} (perplexity "
-            f"{better.perplexity:.4g} instead of {proof.distance.reference_perplexity:.4g}): it was probably trained so",
+            f"{better.perplexity:.4g} instead of {proof.distance.reference_perplexity:.4g}): it was probably "
+            "trained so",
         )
     print_table(heads, rows, right=(1, 2, 3, 4), title=title)
 
