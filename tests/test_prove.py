@@ -149,6 +149,45 @@ def test_what_cannot_be_proved(tmp_path: Path) -> None:
         prove(report, tokens=1)
 
 
+def _trained(activation: Any, ids: Any) -> CourseGPT:
+    """A few seconds' training, one thread: with two, torch waits long for a core that others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = CourseGPT(activation, vocab=420).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(150):
+        starts = torch.randint(0, len(ids) - 49, (8,))
+        x, y = (torch.stack([ids[at + shift : at + shift + 48] for at in starts]) for shift in (0, 1))
+        loss = torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.set_num_threads(threads)
+    return model
+
+
+def test_a_wrong_activation_shows_on_the_models_own_text(tmp_path: Path, shared_data: Path) -> None:
+    text = (shared_data / "text" / "ntrex-aze-Latn.txt").read_text(encoding="utf-8")[:120_000]
+    (tmp_path / "held.txt").write_text(text[-8_000:], encoding="utf-8")
+    tokenizer = train(vocab_size=420)
+    tokenizer.save(str(tmp_path / "t.json"))
+    ids = torch.tensor(tokenizer.encode(text[:-8_000]).ids)
+    torch.save(_trained(torch.nn.ReLU(), ids).state_dict(), tmp_path / "m.pt")
+    options: dict[str, Any] = {"tokenizer": tmp_path / "t.json"}
+    report = quietly(tmp_path / "m.pt", tmp_path / "m.gguf", "f32", **options)
+    proof = prove(report, text=tmp_path / "held.txt", tokens=768, **options)  # GELU was assumed
+    assert len(proof.alternatives) == 3
+    assert proof.better is not None
+    assert proof.better.options["activation"] == "relu"
+    assert prove(report, tokens=64, **options).alternatives == ()  # not on text that is not its own
+    options["activation"] = "relu"
+    report = quietly(tmp_path / "m.pt", tmp_path / "m.gguf", "f32", **options)
+    proof = prove(report, text=tmp_path / "held.txt", tokens=768, **options)
+    assert [item.options for item in proof.alternatives] == [{"attention_scale": "embedding"}]
+    assert proof.better is None
+
+
 # The command
 
 

@@ -1,8 +1,9 @@
-"""GPT-2: learned positions, LayerNorm, fused QKV, tanh GELU. What OpenAI and ``transformers`` call gpt2.
+"""GPT-2: learned positions, LayerNorm, fused QKV, GELU. What OpenAI and ``transformers`` call gpt2.
 
 llama.cpp's gpt2 graph is fixed: it needs every bias, scales scores by 1/sqrt(head size) and applies tanh
 GELU. A config that asks for other score scales is honoured by folding the difference into the query rows of
-the fused QKV; any other departure is refused by name.
+the fused QKV. Exact GELU, ReLU and a bias of the output head are said in keys that llama.cpp skips; azquant
+heeds them. Any other departure is refused by name.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from azquant.cli.console import print_table, visible, write
+from azquant.cli.console import print_table, say, visible, write
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport, Coverage
@@ -29,6 +29,15 @@ def print_proof(report: ConversionReport, proof: Proof | None) -> None:
     title = (
         f"proof: {proof.tokens:,} tokens of {visible(proof.text)}; the checkpoint run by {proof.reference}"
     )
+    better = proof.better
+    if better is not None:
+        said = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in better.options.items())
+        say(
+            "warning",
+            f"the model predicts {visible(proof.text)} better with {said} (perplexity "
+            f"{better.perplexity:.4g} instead of {proof.distance.reference_perplexity:.4g}): it was probably "
+            "trained so",
+        )
     print_table(heads, rows, right=(1, 2, 3, 4), title=title)
 
 

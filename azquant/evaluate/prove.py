@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from azquant.engine import Model, load
 from azquant.engine.sampling import log_softmax
 from azquant.errors import ArgumentError, ConversionWarning
 
-__all__ = ["Distance", "Proof", "prove"]
+__all__ = ["Alternative", "Distance", "Proof", "prove"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -36,6 +37,10 @@ Run = Callable[[Ints], Floats]
 
 DEFAULT_TOKENS = 1024
 _WINDOW = 256
+_CLEARLY = 0.98
+"""Perplexity ratio from which an alternative counts as better. Tiny models differ by 4% and more between GELU
+and ReLU (tests/test_prove.py trains one); the two scales, or the two GELUs, can differ by less than this."""
+_UNSAID = {"activation": ("gelu", "relu"), "attention_scale": ("head", "embedding")}
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,14 @@ class Distance:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Options under which a from-scratch checkpoint was tried too."""
+
+    options: dict[str, str]
+    perplexity: float
+
+
+@dataclass(frozen=True)
 class Proof:
     """What :func:`prove` found."""
 
@@ -71,6 +84,16 @@ class Proof:
     """Of what llama.cpp computes with this file from what azquant does; ``None`` where that is the same."""
     tokenizer: Agreement | None
     coverage: Coverage
+    alternatives: tuple[Alternative, ...] = ()
+    """What a from-scratch checkpoint predicts under other values of options that were not given."""
+
+    @property
+    def better(self) -> Alternative | None:
+        """The alternative that predicts the text clearly better: the model was probably trained so."""
+        best = min(self.alternatives, key=lambda item: item.perplexity, default=None)
+        if best is None or best.perplexity > _CLEARLY * self.distance.reference_perplexity:
+            return None
+        return best
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +103,7 @@ class Proof:
             "text": self.text,
             "tokens": self.tokens,
             **self.distance.as_dict(),
+            "alternatives": [{**item.options, "perplexity": item.perplexity} for item in self.alternatives],
             "llama_cpp": None if self.llama_cpp is None else self.llama_cpp.as_dict(),
             "tokenizer": None if agreement is None else {**vars(agreement), "rate": agreement.rate},
             "tensors": {
@@ -103,8 +127,10 @@ def prove(
 
     ``text`` is a UTF-8 file to predict (azquant's sample of many scripts if not given; better is text like
     the model's own), of which at most ``tokens`` tokens are taken. A model without a tokenizer predicts
-    random ids. ``options`` are those that the conversion was given (``tokenizer``, ``activation``,
-    ``attention_scale``, ``heads``, ``lora``); they serve where azquant's own program is the reference.
+    random ids. Tensors do not tell which activation a from-scratch model was trained with; where that was
+    not given but ``text`` is, the others are tried on it too (``alternatives``). ``options`` are those that
+    the conversion was given (``tokenizer``, ``activation``, ``attention_scale``, ``heads``, ``lora``); they
+    serve where azquant's own program is the reference.
 
     Both run in float32 with a float32 cache, so that the distance is the file's alone. Raises ArgumentError
     for the report of a dry run, and what :func:`azquant.convert` and :func:`azquant.load` raise.
@@ -117,6 +143,9 @@ def prove(
         reference, run = _reference(report, use_transformers and not options.get("lora"), options, stack)
         distance = _distance(windows, run, model.logits)
         as_llama = _as_llama_cpp(model)
+        others = (
+            () if text is None or not model.tokenizer.can_encode else _alternatives(report, options, windows)
+        )
         return Proof(
             reference=reference,
             text=name,
@@ -125,7 +154,36 @@ def prove(
             llama_cpp=None if as_llama is None else _distance(windows, model.logits, as_llama),
             tokenizer=report.tokenizer,
             coverage=report.coverage,
+            alternatives=others,
         )
+
+
+def _alternatives(
+    report: ConversionReport, options: dict[str, Any], windows: list[Ints]
+) -> tuple[Alternative, ...]:
+    if _has_config(report.source):
+        return ()
+    unsaid = {key: values for key, values in _UNSAID.items() if options.get(key) is None}
+    found = []
+    for values in list(product(*unsaid.values()))[1:]:  # the first are the defaults, which the file has
+        tried = dict(zip(unsaid, values, strict=True))
+        with ExitStack() as stack:
+            run = _own_program(report, {**options, **tried}, stack)
+            found.append(Alternative(tried, _distance(windows, run, run).perplexity))
+    return tuple(found)
+
+
+def _has_config(source: Path) -> bool:
+    with open_checkpoint(source) as checkpoint:
+        return checkpoint.config is not None
+
+
+def _own_program(report: ConversionReport, options: dict[str, Any], stack: ExitStack) -> Run:
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="azquant-")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConversionWarning)  # the conversion itself gave them
+        convert(report.source, folder / "f32.gguf", "f32", **options)
+    return stack.enter_context(load(folder / "f32.gguf", compute="fp32", kv_type="f32")).logits
 
 
 def _windows(model: Model, path: Path | None, most: int) -> tuple[list[Ints], str]:
@@ -154,9 +212,7 @@ def _reference(
     report: ConversionReport, use_transformers: bool, options: dict[str, Any], stack: ExitStack
 ) -> tuple[str, Run]:
     own = "azquant's own program in float32"
-    with open_checkpoint(report.source) as checkpoint:
-        known = checkpoint.config is not None and report.source.is_dir()
-    if not known:
+    if not (report.source.is_dir() and _has_config(report.source)):
         reason = "transformers does not know this layout"
     elif not use_transformers:
         reason = "as asked"
@@ -167,12 +223,7 @@ def _reference(
             reason = "transformers and torch are not installed"
         except Exception as error:  # whatever a library of that size raises, the proof goes on
             reason = f"transformers failed: {type(error).__name__}: {error}"[:200]
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="azquant-")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConversionWarning)  # the conversion itself gave them
-        convert(report.source, folder / "f32.gguf", "f32", **options)
-    model = stack.enter_context(load(folder / "f32.gguf", compute="fp32", kv_type="f32"))
-    return f"{own} ({reason})", model.logits
+    return f"{own} ({reason})", _own_program(report, options, stack)
 
 
 def _transformers(folder: Path) -> tuple[str, Run]:
