@@ -104,7 +104,7 @@ def error(found: Any, expected: Any) -> float:
 
 @pytest.mark.filterwarnings("ignore::azquant.errors.ConversionWarning")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("type", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("type", ["q4_0", "q8_0", "q4_k_m"])
 def test_quantize_then_save_equals_converting_byte_for_byte(
     folders: dict[str, Path], tmp_path: Path, name: str, type: str
 ) -> None:
@@ -220,6 +220,21 @@ def test_equal_copies_of_one_matrix_are_stored_once() -> None:
     quantize_(model)
     assert model.lm_head.tied_to is model.transformer.wte
     assert model.transformer.wte.quant_type == "q8_0"
+
+
+@pytest.mark.filterwarnings("ignore::azquant.errors.ConversionWarning")
+@pytest.mark.parametrize("type", ["q4_0", "q4_k_m", "q5_0"])
+def test_mixtures_are_llama_quantizes(tmp_path: Path, type: str) -> None:
+    """Rows that superblocks fit: the head in q6_k, and what else the mixture raises."""
+    sizes = {"n_embd": 256, "n_inner": 512, "n_layer": 4}
+    folder = tiny_models.save(gpt2(**sizes), tmp_path / "hf")
+    aq.convert(folder, tmp_path / "a.gguf", type)
+    model = gpt2(**sizes)
+    report = quantize_(model, type, compute="int8" if type == "q4_0" else "auto")
+    assert "q6_k" in {row.type for row in report.rows}
+    save_gguf(model, tmp_path / "b.gguf", folder=folder)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert error(logits(model), logits(dequantized(model))) <= 0.03
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
