@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
 
-    model = GPT2LMHeadModel.from_pretrained(options.model).eval()
+    model = GPT2LMHeadModel.from_pretrained(options.model).float().eval()
     report = quantize_(model, "q4_0")
     print(f"{len(report.replaced)} layers quantized: {report.before:,} -> {report.after:,} bytes")
     save_gguf(model, out / "base-q4_0.gguf", folder=options.model, overwrite=True)

@@ -111,7 +111,7 @@ def test_quantize_then_save_equals_converting_byte_for_byte(
     aq.convert(folders[name], tmp_path / "converted.gguf", type)
     model = build(name)
     quantize_(model, type)
-    save_gguf(model, tmp_path / "saved.gguf", folder=folders[name])
+    save_gguf(model, tmp_path / "saved.gguf", folder=folders[name], type=type)
     assert (tmp_path / "saved.gguf").read_bytes() == (tmp_path / "converted.gguf").read_bytes()
 
 

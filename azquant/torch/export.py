@@ -27,7 +27,7 @@ from azquant.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from azquant.checkpoint.source import FileSource
 from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
 from azquant.conversion.plan import Plan, PlannedTensor, make_plan
-from azquant.conversion.recipe import TARGETS, Target
+from azquant.conversion.recipe import TARGETS, Target, get_target
 from azquant.conversion.tokenizer import tokenizer_metadata
 from azquant.conversion.write import encoded_bands
 from azquant.errors import ArgumentError, ConversionError, ShapeError
@@ -86,6 +86,7 @@ def save_gguf(
     *,
     folder: str | PathLike[str] | None = None,
     like: str | PathLike[str] | None = None,
+    type: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a transformers model (GPT-2, Llama and their like) as a GGUF file.
@@ -99,6 +100,9 @@ def save_gguf(
     - ``like``, a GGUF file such as the one that ``load_gguf`` read: all of its keys, and the tensors' order;
     - or the model's config alone: such a file has no tokenizer.
 
+    ``type`` is the target that the model was quantized to, as ``general.file_type`` records it; without it,
+    the one that comes nearest to the layers' types.
+
     ``path`` appears whole or not at all. Raises ArgumentError, ConversionError, TokenizerError,
     NonFiniteError, OutputError and, for ``folder`` and ``like``, what opening them raises.
     """
@@ -110,7 +114,9 @@ def save_gguf(
     source = Checkpoint(
         _HERE, "safetensors", cast(Mapping[str, LazyTensor], tensors), values, (cast(FileSource, _Memory()),)
     )
-    target, plan = _plan(architecture, config, source, _main_type(tensors))
+    main = _main_type(tensors)
+    targets = [t for t in TARGETS.values() if t.type is main] if type is None else [get_target(type)]
+    target, plan = _plan(architecture, config, source, targets or [TARGETS["f32"]])
     names = [item.rule.name for item in plan.tensors]
     files: tuple[Path, ...] = ()
     alignment = 32
@@ -121,7 +127,7 @@ def save_gguf(
             if set(file.tensors) == set(names):
                 names = list(file.tensors)
         old = metadata.get(keys.FILE_TYPE)
-        if old is not None and old.value not in _file_types(target):
+        if old is not None and (type is not None or old.value not in _file_types(target)):
             metadata[keys.FILE_TYPE] = keys.u32(target.file_type)
     elif folder is not None:
         metadata, files = _folder_metadata(Path(folder), architecture, config, target, plan)
@@ -195,11 +201,11 @@ def _file_types(target: Target) -> set[int]:
 
 
 def _plan(
-    architecture: Architecture[Any], config: Any, source: Checkpoint, main: GGMLType
+    architecture: Architecture[Any], config: Any, source: Checkpoint, targets: list[Target]
 ) -> tuple[Target, Plan]:
     """The plan with the types that the model holds, and the target that it comes nearest to."""
     found = []
-    for target in [t for t in TARGETS.values() if t.type is main] or [TARGETS["f32"]]:
+    for target in targets:
         wanted = make_plan(architecture, config, source, target)
         held = _as_held(wanted)
         same = sum(a.type is b.type for a, b in zip(wanted.tensors, held.tensors, strict=True))
