@@ -169,7 +169,7 @@ def quantized(x: NDArray[np.float32], kind: str) -> bytes:
 _LLAMA_CPP = """
 import json, sys, urllib.request
 import xllamacpp
-path, n_ctx, *requests = json.load(sys.stdin)
+path, n_ctx, adapter, *requests = json.load(sys.stdin)
 parameters = xllamacpp.CommonParams()
 parameters.model.path = path
 parameters.n_ctx = n_ctx
@@ -177,6 +177,10 @@ parameters.n_parallel = 1
 parameters.cpuparams.n_threads = 2
 parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+if adapter:
+    lora = xllamacpp.CommonAdapterLoraInfo()
+    lora.path, lora.scale = adapter, 1.0
+    parameters.lora_adapters = [lora]
 server = xllamacpp.Server(parameters)
 answers = []
 for request in requests:
@@ -189,15 +193,19 @@ print("ANSWERS", json.dumps(answers))
 """
 
 
-def llama_cpp(path: Path, *requests: dict[str, Any], n_ctx: int = 128) -> list[dict[str, Any]]:
+def llama_cpp(
+    path: Path, *requests: dict[str, Any], n_ctx: int = 128, adapter: Path | None = None
+) -> list[dict[str, Any]]:
     """What llama.cpp's /completion endpoint answers with the model ``path``, greedily.
+
+    ``adapter`` is a GGUF file of LoRA matrices that it applies.
 
     In a process of its own: where llama.cpp cannot go on, it aborts.
     """
     pytest.importorskip("xllamacpp")
     done = subprocess.run(
         [sys.executable, "-c", _LLAMA_CPP],
-        input=json.dumps([str(path), n_ctx, *requests]),
+        input=json.dumps([str(path), n_ctx, adapter and str(adapter), *requests]),
         capture_output=True,
         text=True,
         timeout=120,

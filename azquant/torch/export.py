@@ -27,12 +27,13 @@ from azquant.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from azquant.checkpoint.source import FileSource
 from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
 from azquant.conversion.plan import Plan, PlannedTensor, make_plan
+from azquant.conversion.recipe import TARGETS, Target, get_target
 from azquant.conversion.tokenizer import tokenizer_metadata
 from azquant.conversion.write import encoded_bands
 from azquant.errors import ArgumentError, ConversionError, ShapeError
 from azquant.gguf import MetadataValue, TensorSpec, check_output, keys, open_gguf, write_gguf
+from azquant.torch.bindings import bindings, model_config, row_order
 from azquant.torch.embedding import QuantEmbedding
-from azquant.torch.gguf import bindings, model_config, row_order
 from azquant.torch.packed import PackedModule
 from azquant.types import TYPES, GGMLType
 
@@ -85,6 +86,7 @@ def save_gguf(
     *,
     folder: str | PathLike[str] | None = None,
     like: str | PathLike[str] | None = None,
+    type: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a transformers model (GPT-2, Llama and their like) as a GGUF file.
@@ -98,6 +100,9 @@ def save_gguf(
     - ``like``, a GGUF file such as the one that ``load_gguf`` read: all of its keys, and the tensors' order;
     - or the model's config alone: such a file has no tokenizer.
 
+    ``type`` is the target that the model was quantized to, as ``general.file_type`` records it; without it,
+    the one that comes nearest to the layers' types.
+
     ``path`` appears whole or not at all. Raises ArgumentError, ConversionError, TokenizerError,
     NonFiniteError, OutputError and, for ``folder`` and ``like``, what opening them raises.
     """
@@ -106,11 +111,12 @@ def save_gguf(
     check_output(path, overwrite=overwrite)
     values, architecture, config = model_config(module)
     tensors = _tensors(module, architecture, config)
-    wanted = _main_type(architecture, tensors)
     source = Checkpoint(
         _HERE, "safetensors", cast(Mapping[str, LazyTensor], tensors), values, (cast(FileSource, _Memory()),)
     )
-    plan = _as_held(make_plan(architecture, config, source, wanted))
+    main = _main_type(tensors)
+    targets = [t for t in TARGETS.values() if t.type is main] if type is None else [get_target(type)]
+    target, plan = _plan(architecture, config, source, targets or [TARGETS["f32"]])
     names = [item.rule.name for item in plan.tensors]
     files: tuple[Path, ...] = ()
     alignment = 32
@@ -120,15 +126,14 @@ def save_gguf(
             alignment, files = file.alignment, file.paths
             if set(file.tensors) == set(names):
                 names = list(file.tensors)
-        number = keys.FILE_TYPES.get(wanted.name)
         old = metadata.get(keys.FILE_TYPE)
-        if number is not None and old is not None and old.value != number:
-            metadata[keys.FILE_TYPE] = keys.u32(number)
+        if old is not None and (type is not None or old.value not in _file_types(target)):
+            metadata[keys.FILE_TYPE] = keys.u32(target.file_type)
     elif folder is not None:
-        metadata, files = _folder_metadata(Path(folder), architecture, config, wanted, plan)
+        metadata, files = _folder_metadata(Path(folder), architecture, config, target, plan)
     else:
         before, after = general_metadata(
-            Path(path).with_suffix(""), values, architecture.name, wanted, plan.parameters, "transformers"
+            Path(path).with_suffix(""), values, architecture.name, target, plan.parameters, "transformers"
         )
         metadata = {**before, **config.metadata(), **after}
     items = {item.rule.name: item for item in plan.tensors}
@@ -173,7 +178,7 @@ def _inner(transform: Any) -> Any:
     return transform.inner if isinstance(transform, ScaleRows) else transform
 
 
-def _main_type(architecture: Architecture[Any], tensors: Mapping[str, _ModuleTensor]) -> GGMLType:
+def _main_type(tensors: Mapping[str, _ModuleTensor]) -> GGMLType:
     """The type that most weights have, not counting embedding and head unless there are no others."""
     inside: Counter[str] = Counter()
     ends: Counter[str] = Counter()
@@ -188,6 +193,25 @@ def _main_type(architecture: Architecture[Any], tensors: Mapping[str, _ModuleTen
             inside[tensor.packed.quant_type] += size
     ((name, _),) = (inside or ends or dense).most_common(1)
     return TYPES.get(name, TYPES["f32"])
+
+
+def _file_types(target: Target) -> set[int]:
+    """The file types whose tensors are mostly of the target's type."""
+    return {other.file_type for other in TARGETS.values() if other.type is target.type}
+
+
+def _plan(
+    architecture: Architecture[Any], config: Any, source: Checkpoint, targets: list[Target]
+) -> tuple[Target, Plan]:
+    """The plan with the types that the model holds, and the target that it comes nearest to."""
+    found = []
+    for target in targets:
+        wanted = make_plan(architecture, config, source, target)
+        held = _as_held(wanted)
+        same = sum(a.type is b.type for a, b in zip(wanted.tensors, held.tensors, strict=True))
+        found.append((same, target, held))
+    _, target, plan = max(found, key=lambda row: row[0])
+    return target, plan
 
 
 def _as_held(plan: Plan) -> Plan:
@@ -217,7 +241,7 @@ def _encoded(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:
 
 
 def _folder_metadata(
-    folder: Path, architecture: Architecture[Any], config: Any, wanted: GGMLType, plan: Plan
+    folder: Path, architecture: Architecture[Any], config: Any, target: Target, plan: Plan
 ) -> tuple[dict[str, MetadataValue], tuple[Path, ...]]:
     with open_checkpoint(folder) as checkpoint:
         if checkpoint.config is None:
@@ -226,7 +250,7 @@ def _folder_metadata(
             )
         where = folder if folder.is_dir() else folder.parent
         before, after = general_metadata(
-            where, checkpoint.config, architecture.name, wanted, plan.parameters, checkpoint.format
+            where, checkpoint.config, architecture.name, target, plan.parameters, checkpoint.format
         )
         tokenizer = tokenizer_metadata(where, config.vocab_size, checkpoint.config)
         hashes = source_metadata(checkpoint.files, file_hashes(checkpoint.files))

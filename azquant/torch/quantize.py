@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from azquant.errors import ArgumentError
+from azquant.architectures import Architecture
+from azquant.conversion.recipe import Choice, Model, Target, Weight, choose_types, get_target
+from azquant.errors import ArgumentError, ConversionError, ModelError
+from azquant.gguf import keys
 from azquant.tensor import QTensor
+from azquant.torch.bindings import bindings, model_config
 from azquant.torch.embedding import QuantEmbedding
 from azquant.torch.linear import QuantLinear, dense_weight, is_conv1d, quantized_weight
 from azquant.torch.packed import PackedModule
-from azquant.types import TYPES, GGMLType, get_type
+from azquant.types import GGMLType, get_type
 
 __all__ = ["LayerRow", "QuantizeReport", "quantize_", "replace_modules"]
 
@@ -98,10 +102,16 @@ def quantize_(
 ) -> QuantizeReport:
     """Replaces a model's layers by quantized ones, in place: Linear, Embedding and GPT-2's Conv1D.
 
+<<<<<<< HEAD
     The types are those that :func:`azquant.convert` chooses: the output head, and an embedding that is tied
     to it, become q8_0 when ``type`` is q4_0 (``head`` says otherwise), and of a transformers model's
     embeddings only the tokens' is quantized. Rows that are no whole number of blocks stay dense. Tied layers
     stay tied.
+=======
+    ``type`` is one of azquant.convert's (q4_0, q4_k_m, q8_0, ...), and a transformers model's layers get the
+    types that :func:`azquant.convert` gives them: the output head, and an embedding tied to it, more bits
+    (``head`` says otherwise), positions none. Rows that no block fits stay dense. Tied layers stay tied.
+>>>>>>> i11
 
     ``filter(module, name)`` decides instead which layers are taken; ``skip`` names layers to leave alone, by
     name or pattern (``"*.lm_head"``). ``compute`` is handed to every QuantLinear.
@@ -109,8 +119,8 @@ def quantize_(
     Nothing is changed unless everything can be. Raises NonFiniteError naming the tensor, ArgumentError (no
     CPU tensors; the model itself is one layer; a pattern that fits nothing), UnsupportedTypeError.
     """
-    wanted = get_type(type)
-    head_type = get_type(head) if head is not None else TYPES["q8_0"] if wanted.name == "q4_0" else wanted
+    target = get_target(type)
+    head_type = None if head is None else get_type(head)
     if _kind(model):
         raise ArgumentError(
             f"the model is itself one layer ({_kind(model)}), which cannot be replaced in place: "
@@ -120,9 +130,8 @@ def quantize_(
     reasons = _reasons_to_keep(model, layers, filter, tuple(skip))
     made: dict[str, PackedModule] = {}
     rows: dict[str, LayerRow] = {}
-    for names, is_head in _groups(model, layers):
-        chosen = head_type if is_head else wanted
-        _replace_group(names, layers, reasons, chosen, wanted, compute, made, rows)
+    for names, choice in _choices(model, layers, _groups(model, layers), target, head_type):
+        _replace_group(names, layers, reasons, choice, compute, made, rows)
     replace_modules(model, made)
     return QuantizeReport(tuple(rows[name] for name in layers))
 
@@ -207,6 +216,46 @@ def _same_values(head: nn.Module, tokens: nn.Module) -> bool:
     return a is not b and a.shape == b.shape and a.device.type == b.device.type == "cpu" and torch.equal(a, b)
 
 
+def _choices(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    groups: list[tuple[list[str], bool]],
+    target: Target,
+    head: GGMLType | None,
+) -> list[tuple[list[str], Choice]]:
+    """The type of each group: by llama-quantize's rules for the GGUF tensor that it will be."""
+    known: dict[str, Choice] = {}
+    try:
+        _, architecture, config = model_config(model)
+        bound = bindings(model, architecture, config)
+        heads = [names for names, is_head in groups if is_head]
+        tied = {name for names in heads if len(names) > 1 for name in names}
+        weights = [
+            Weight(b.rule.name, b.rule.shape, None)
+            for b in bound.values()
+            if b.rule.name != Architecture.HEAD or b.owner not in tied
+        ]
+        facts = {key: value.value for key, value in config.metadata().items()}
+        facts_of = Model.from_metadata({keys.ARCHITECTURE: architecture.name, **facts})
+        chosen = choose_types(weights, target, facts_of)
+        known = {
+            b.owner: chosen[key] for key, b in bound.items() if b.attribute == "weight" and key in chosen
+        }
+    except (ArgumentError, ConversionError, ModelError):
+        pass  # no transformers model, or one that has no GGUF form: every layer by itself
+    found = []
+    for names, is_head in groups:
+        choice = next((known[name] for name in names if name in known), None)
+        if is_head and head is not None:
+            choice = Choice(head, "the output head, as asked")
+        if choice is None:
+            name = Architecture.HEAD if is_head else "blk.0.ffn_up.weight"
+            weight = Weight(name, _shape(layers[names[0]]), None)
+            choice = choose_types([weight], target, Model("", 1))[name]
+        found.append((names, choice))
+    return found
+
+
 # ---- replacing ---------------------------------------------------------------------------------------
 
 
@@ -214,8 +263,7 @@ def _replace_group(
     names: list[str],
     layers: dict[str, nn.Module],
     reasons: dict[str, str],
-    chosen: GGMLType,
-    wanted: GGMLType,
+    choice: Choice,
     compute: str,
     made: dict[str, PackedModule],
     rows: dict[str, LayerRow],
@@ -224,8 +272,11 @@ def _replace_group(
     first = layers[names[0]]
     reason = next((reasons[n] for n in names if n in reasons), "")
     shape = _shape(first)
+    chosen = choice.type
     if not reason and shape[1] % chosen.block_size:
         reason = f"rows of {shape[1]} are no whole number of {chosen.name} blocks ({chosen.block_size})"
+    if not reason and not chosen.is_quantized and choice.reason:
+        reason = choice.reason
     if reason:
         for i, name in enumerate(names):
             why = (
@@ -247,13 +298,14 @@ def _replace_group(
                 new.tie(next(iter(new_of.values())))
             new_of[id(old)] = new
         made[name] = new_of[id(old)]
-        note = "the output head: 8 bits" if chosen is not wanted and chosen.name == "q8_0" else ""
         before, after = (0, 0) if rows.keys() & names else (_nbytes(old), made[name].packed.nbytes)
-        rows[name] = LayerRow(name, _kind(old), shape, chosen.name, before, after, error, note)
+        rows[name] = LayerRow(name, _kind(old), shape, chosen.name, before, after, error, choice.reason)
 
 
 def _quantized(old: nn.Module, q: QTensor, compute: str) -> PackedModule:
     new: PackedModule
+    if compute == "int8" and not q.matrix.can_int8:
+        compute = "auto"  # a head in q6_k, say
     if isinstance(old, nn.Embedding):
         new = QuantEmbedding.from_qtensor(q, padding_idx=old.padding_idx, dtype=old.weight.dtype)
     else:
