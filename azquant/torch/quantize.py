@@ -102,16 +102,9 @@ def quantize_(
 ) -> QuantizeReport:
     """Replaces a model's layers by quantized ones, in place: Linear, Embedding and GPT-2's Conv1D.
 
-<<<<<<< HEAD
-    The types are those that :func:`azquant.convert` chooses: the output head, and an embedding that is tied
-    to it, become q8_0 when ``type`` is q4_0 (``head`` says otherwise), and of a transformers model's
-    embeddings only the tokens' is quantized. Rows that are no whole number of blocks stay dense. Tied layers
-    stay tied.
-=======
     ``type`` is one of azquant.convert's (q4_0, q4_k_m, q8_0, ...), and a transformers model's layers get the
     types that :func:`azquant.convert` gives them: the output head, and an embedding tied to it, more bits
     (``head`` says otherwise), positions none. Rows that no block fits stay dense. Tied layers stay tied.
->>>>>>> i11
 
     ``filter(module, name)`` decides instead which layers are taken; ``skip`` names layers to leave alone, by
     name or pattern (``"*.lm_head"``). ``compute`` is handed to every QuantLinear.
