@@ -109,6 +109,9 @@ def _actions(path: Path, out: Path) -> dict[str, Callable[[], Any]]:
         "split": lambda: split_gguf(path, out / "cut", max_tensors=1 << 16),
         "merge": lambda: merge_gguf(path, out / "merged.gguf"),
         "convert": lambda: azquant.convert(path, out / "converted.gguf"),
+        "quantize": lambda: azquant.quantize_file(
+            path, out / "quantized.gguf", "q4_0", allow_requantize=True
+        ),
         "load": lambda: azquant.load(path),
         "verify against": lambda: verify(out.parent / "good.gguf", path),
     }

@@ -27,8 +27,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 READING = ["open", "inspect", "inspect table", "verify", "verify against itself"]
-WRITING = ["edit", "split", "merge", "convert"]
-WRITES = {"edit": ["edited.gguf"], "split": ["cut-00001-of-00001.gguf"], "merge": ["merged.gguf"]}
+WRITING = ["edit", "split", "merge", "convert", "quantize"]
+WRITES = {
+    "edit": ["edited.gguf"],
+    "split": ["cut-00001-of-00001.gguf"],
+    "merge": ["merged.gguf"],
+    "quantize": ["quantized.gguf"],
+}
 
 
 def check(results: list[dict[str, Any]], expected: int) -> None:
@@ -62,7 +67,7 @@ def save(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 def test_classes_1_to_30(tmp_path: Path, out: Path) -> None:
     refused = save(tmp_path / "refused", {name: content for name, (content, _, _) in REFUSED.items()})
-    names = ["open", "inspect", "verify", "edit", "convert", "load"]
+    names = ["open", "inspect", "verify", "edit", "convert", "quantize", "load"]
     results = run_actions(names, refused, out)
     check(results, len(names) * len(refused))
     assert {r["outcome"][:7] for r in results} == {"refused"}
@@ -87,14 +92,14 @@ def test_many_small_parts(tmp_path: Path, out: Path) -> None:
             "keys": gguf([pair(f"k{i}", U8, b"\1") for i in range(8_000)]),
         },
     )
-    names = ["open", "verify", "edit"]
+    names = ["open", "verify", "edit", "quantize"]
     check(run_actions(names, paths, out), len(names) * len(paths))
 
 
 def test_every_truncation_on_every_path(tmp_path: Path, out: Path) -> None:
     content = small_file()
     paths = save(tmp_path / "cut", {str(n): content[:n] for n in range(0, len(content), 7)})
-    names = ["verify", "edit", "split", "convert"]
+    names = ["verify", "edit", "split", "convert", "quantize"]
     results = run_actions(names, paths, out)
     check(results, len(names) * len(paths))
 
@@ -107,7 +112,7 @@ def test_files_of_others_and_models_made_wrong(shared_data: Path, tmp_path: Path
         *sorted((shared_data / "bad-real").glob("*")),
     ]
     assert len(paths) > 60
-    names = ["open", "inspect", "verify", "edit", "convert", "load"]
+    names = ["open", "inspect", "verify", "edit", "convert", "quantize", "load"]
     check(run_actions(names, paths, out), len(names) * len(paths))
 
 
