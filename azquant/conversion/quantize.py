@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from azquant.conversion.ahead import Ahead
 from azquant.conversion.imatrix import ImportanceMatrix, read_imatrix
 from azquant.conversion.plan import block_warnings
 from azquant.conversion.recipe import Choice, Model, Options, Target, Weight, choose_types, get_target
@@ -117,15 +118,17 @@ def quantize_file(
         layouts = _layouts(groups, metadata, file.alignment)
         size = sum(layout.total for layout in layouts)
         if not dry_run:
-            write_shards(
-                targets,
-                layouts,
-                lambda spec: jobs[spec.name].bands(),
-                sources=file.paths,
-                overwrite=overwrite,
-                verify=True,
-                progress=progress,
-            )
+            specs = [spec for layout in layouts for spec in layout.specs]
+            with Ahead(specs, lambda spec: jobs[spec.name].bands()) as ahead:
+                write_shards(
+                    targets,
+                    layouts,
+                    ahead.data,
+                    sources=file.paths,
+                    overwrite=overwrite,
+                    verify=True,
+                    progress=progress,
+                )
         return ConversionReport(
             source=source,
             destination=targets[0],
