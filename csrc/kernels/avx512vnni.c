@@ -40,24 +40,35 @@ typedef __m512 vf;
 #include "exp.h"
 #include "attend_types.h"
 
-AZQ_INLINE __m512i broadcast4(const int8_t *p) {
-    int32_t dword;
-    memcpy(&dword, p, sizeof dword);
-    return _mm512_set1_epi32(dword);
-}
-AZQ_INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-
 /* ---- blocks ---------------------------------------------------------------------------------------- */
 
 #include "blocks_512.h"
 
 /* ---- int8 matmul --------------------------------------------------------------------------------- */
 
-/* One block: dots[r * P + p] for R rows and P panels (both constants). The lines of panel p begin at
- * lines + p * panel_bytes. */
-AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const uint8_t *lines, int64_t panel_bytes, int R, int P,
-                          __m512i *dots) {
+#include "gemm_512.h"
+
+/* sums += dots * scales, the end of every block whose 32 weights share a scale. */
+AZQ_INLINE void add_scaled(const azq_act *act, int64_t at, const uint8_t *head, int64_t panel_bytes, int R, int P,
+                           const __m512i *dots, __m512 *sums) {
+    int64_t n_blocks = act->k / 32;
+    for (int p = 0; p < P; p++) {
+        __m512 dw = load_scales(head + p * panel_bytes);
+        for (int r = 0; r < R; r++) {
+            __m512 scale = _mm512_mul_ps(dw, _mm512_set1_ps(act->d[at + r * n_blocks]));
+            sums[r * P + p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r * P + p]), scale, sums[r * P + p]);
+        }
+    }
+}
+
+AZQ_INLINE void block_q4_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
+                           int64_t panel_bytes, int R, int P, __m512 *sums) {
     const __m512i mask = _mm512_set1_epi8(15);
+    int64_t n_blocks = act->k / 32;
+    __m512i dots[MAX_ROWS * 2];
+    for (int i = 0; i < R * P; i++) {
+        dots[i] = _mm512_set1_epi32(act->sum8[at + i / P * n_blocks]);
+    }
     for (int i = 0; i < 4; i++) {
         __m512i low[2], high[2];
         for (int p = 0; p < P; p++) {
@@ -66,181 +77,90 @@ AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const uint8_t *line
             high[p] = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
         }
         for (int r = 0; r < R; r++) {
-            __m512i a = broadcast4(q + r * q_stride + 8 * i), b = broadcast4(q + r * q_stride + 8 * i + 4);
+            const int8_t *q = act->q + 32 * at + r * act->k + 8 * i;
+            __m512i a = broadcast4(q), b = broadcast4(q + 4);
             for (int p = 0; p < P; p++) {
                 dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], low[p], a);
                 dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], high[p], b);
             }
         }
     }
+    add_scaled(act, at, head, panel_bytes, R, P, dots, sums);
 }
+AZQ_GEMM_512(q4_0, 32, 256, 6)
 
-AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const uint8_t *lines, int64_t panel_bytes, int R, int P,
-                          __m512i *dots) {
+AZQ_INLINE void block_q8_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
+                           int64_t panel_bytes, int R, int P, __m512 *sums) {
     const __m512i flip = _mm512_set1_epi8(-128);
+    int64_t n_blocks = act->k / 32;
+    __m512i dots[MAX_ROWS * 2];
+    for (int i = 0; i < R * P; i++) {
+        dots[i] = _mm512_set1_epi32(16 * act->sum8[at + i / P * n_blocks]);
+    }
     for (int i = 0; i < 8; i++) {
         __m512i w[2];
         for (int p = 0; p < P; p++) {
             w[p] = _mm512_xor_si512(_mm512_loadu_si512(lines + p * panel_bytes + 64 * i), flip);
         }
         for (int r = 0; r < R; r++) {
-            __m512i a = broadcast4(q + r * q_stride + 4 * i);
+            __m512i a = broadcast4(act->q + 32 * at + r * act->k + 4 * i);
             for (int p = 0; p < P; p++) {
                 dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], w[p], a);
             }
         }
     }
+    add_scaled(act, at, head, panel_bytes, R, P, dots, sums);
 }
+AZQ_GEMM_512(q8_0, 32, 512, 6)
 
-/* Prefetched ahead by the first pass over a panel, in bytes; later passes find it in a cache. */
-enum { MAX_ROWS = 6, AHEAD = 2048 };
-
-#define AZQ_GEMM_512(type, block_bytes, init_factor)                                                             \
-    AZQ_INLINE void gemm_##type##_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel,             \
-                                       int64_t panel_bytes, int P, int fetch, float *c, int64_t ldc) {           \
-        int64_t n_blocks = act->k / 32;                                                                          \
-        const int8_t *q = act->q + row * act->k;                                                                 \
-        const float *d = act->d + row * n_blocks;                                                                \
-        const int32_t *sum8 = act->sum8 + row * n_blocks;                                                        \
-        __m512 sums[MAX_ROWS * 2];                                                                               \
-        for (int i = 0; i < R * P; i++) {                                                                        \
-            sums[i] = _mm512_setzero_ps();                                                                       \
-        }                                                                                                        \
-        const uint8_t *group = panel;                                                                            \
-        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                      \
-            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                              \
-            const uint8_t *scales = group, *lines = group + in_group * AZQ_PANEL * 2;                            \
-            for (int64_t b = 0; b < in_group; b++, lines += (block_bytes), scales += AZQ_PANEL * 2) {            \
-                __m512i dots[MAX_ROWS * 2];                                                                      \
-                for (int i = 0; i < R * P; i++) {                                                                \
-                    dots[i] = _mm512_set1_epi32((init_factor) * sum8[i / P * n_blocks]);                         \
-                }                                                                                                \
-                if (fetch) {                                                                                     \
-                    for (int p = 0; p < P; p++) {                                                                \
-                        for (int i = 0; i < (block_bytes); i += 64) {                                            \
-                            _mm_prefetch((const char *)(lines + p * panel_bytes + i + AHEAD), _MM_HINT_T0);      \
-                        }                                                                                        \
-                    }                                                                                            \
-                }                                                                                                \
-                dots_##type(q, act->k, lines, panel_bytes, R, P, dots);                                          \
-                for (int p = 0; p < P; p++) {                                                                    \
-                    __m512 dw = load_scales(scales + p * panel_bytes);                                           \
-                    for (int r = 0; r < R; r++) {                                                                \
-                        __m512 scale = _mm512_mul_ps(dw, _mm512_set1_ps(d[r * n_blocks]));                       \
-                        int i = r * P + p;                                                                       \
-                        sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[i]), scale, sums[i]);                  \
-                    }                                                                                            \
-                }                                                                                                \
-                q += 32;                                                                                         \
-                d++;                                                                                             \
-                sum8++;                                                                                          \
-            }                                                                                                    \
-            group += in_group * (AZQ_PANEL * 2 + (block_bytes));                                                 \
-        }                                                                                                        \
-        for (int i = 0; i < R * P; i++) {                                                                        \
-            _mm512_storeu_ps(c + i / P * ldc + AZQ_PANEL * (i % P), sums[i]);                                    \
-        }                                                                                                        \
-    }                                                                                                            \
-                                                                                                                 \
-    AZQ_INLINE void gemm_##type##_rows(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel,     \
-                                       int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
-        for (int64_t r = 0, n; r < rows; r += n) {                                                               \
-            int64_t tiles = (rows - r + MAX_ROWS - 1) / MAX_ROWS;                                                \
-            n = (rows - r + tiles - 1) / tiles; /* tiles of about equal height: 4 + 4, not 6 + 2 */              \
-            float *out = c + r * ldc;                                                                            \
-            switch (n) {                                                                                         \
-            case 6: gemm_##type##_tile(act, row0 + r, 6, panel, panel_bytes, P, r == 0, out, ldc); break;        \
-            case 5: gemm_##type##_tile(act, row0 + r, 5, panel, panel_bytes, P, r == 0, out, ldc); break;        \
-            case 4: gemm_##type##_tile(act, row0 + r, 4, panel, panel_bytes, P, r == 0, out, ldc); break;        \
-            case 3: gemm_##type##_tile(act, row0 + r, 3, panel, panel_bytes, P, r == 0, out, ldc); break;        \
-            case 2: gemm_##type##_tile(act, row0 + r, 2, panel, panel_bytes, P, r == 0, out, ldc); break;        \
-            default: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, r == 0, out, ldc); break;       \
-            }                                                                                                    \
-        }                                                                                                        \
-    }                                                                                                            \
-                                                                                                                 \
-    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels,               \
-                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {                      \
-        int64_t p = 0;                                                                                           \
-        for (; p + 2 <= n_panels; p += 2, panels += 2 * panel_bytes, c += 2 * AZQ_PANEL) {                       \
-            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 2, c, ldc);                                 \
-        }                                                                                                        \
-        if (p < n_panels) {                                                                                      \
-            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 1, c, ldc);                                 \
-        }                                                                                                        \
-    }
-AZQ_GEMM_512(q4_0, 256, 1)
-AZQ_GEMM_512(q8_0, 512, 16)
-
-/* Q6_K: like gemm_*_tile with one panel; the block's halves are summed apart and meet with their scales. */
-AZQ_INLINE void gemm_q6_k_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel, int fetch, float *c,
-                               int64_t ldc) {
-    int64_t n_blocks = act->k / 32;
-    const int8_t *q = act->q + row * act->k;
-    const float *d = act->d + row * n_blocks;
-    const int32_t *sum16 = act->sum16 + 2 * row * n_blocks;
+/* Q6_K: the block's halves are summed apart and meet with their scales. Three sets of R * P registers. */
+AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
+                           int64_t panel_bytes, int R, int P, __m512 *sums) {
     const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
-    __m512 sums[MAX_ROWS];
-    for (int r = 0; r < R; r++) {
-        sums[r] = _mm512_setzero_ps();
-    }
-    const uint8_t *group = panel;
-    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
-        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        const uint8_t *head = group, *lines = group + in_group * 64;
-        for (int64_t b = 0; b < in_group; b++, head += 64, lines += 384, q += 32, d++, sum16 += 2) {
-            if (fetch) {
-                for (int i = 0; i < 384 + 64; i += 64) {
-                    _mm_prefetch((const char *)(lines + i + AHEAD), _MM_HINT_T0);
-                }
+    int64_t n_blocks = act->k / 32;
+    __m512 total[MAX_ROWS * 2];
+    for (int half = 0; half < 2; half++) {
+        __m512i dots[MAX_ROWS * 2];
+        for (int i = 0; i < R * P; i++) {
+            dots[i] = _mm512_set1_epi32(-32 * act->sum16[2 * (at + i / P * n_blocks) + half]);
+        }
+        for (int i = 0; i < 2; i++) {
+            __m512i low[2], high[2];
+            for (int p = 0; p < P; p++) {
+                const uint8_t *panel = lines + p * panel_bytes + 64 * half;
+                __m512i w = _mm512_loadu_si512(panel + 64 * (half + i)), h = _mm512_loadu_si512(panel + 256);
+                __m512i first = i ? h : _mm512_slli_epi16(h, 4), second = i ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
+                /* (w & nibble) | high bits */
+                low[p] = _mm512_ternarylogic_epi32(w, nibble, _mm512_and_si512(first, upper), 0xea);
+                high[p] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(w, 4), nibble, _mm512_and_si512(second, upper), 0xea);
             }
-            __m512i dots[2][MAX_ROWS];
             for (int r = 0; r < R; r++) {
-                dots[0][r] = _mm512_set1_epi32(-32 * sum16[2 * r * n_blocks]);
-                dots[1][r] = _mm512_set1_epi32(-32 * sum16[2 * r * n_blocks + 1]);
-            }
-            for (int i = 0; i < 4; i++) {
-                __m512i w = _mm512_loadu_si512(lines + 64 * i), h = _mm512_loadu_si512(lines + 256 + 64 * (i / 2));
-                __m512i first = i % 2 ? h : _mm512_slli_epi16(h, 4);
-                __m512i second = i % 2 ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
-                __m512i low = _mm512_or_si512(_mm512_and_si512(w, nibble), _mm512_and_si512(first, upper));
-                __m512i high = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(w, 4), nibble),
-                                               _mm512_and_si512(second, upper));
-                for (int r = 0; r < R; r++) {
-                    const int8_t *a = q + r * act->k + 8 * i;
-                    dots[i / 2][r] = _mm512_dpbusd_epi32(dots[i / 2][r], low, broadcast4(a));
-                    dots[i / 2][r] = _mm512_dpbusd_epi32(dots[i / 2][r], high, broadcast4(a + 4));
+                const int8_t *q = act->q + 32 * at + r * act->k + 8 * (2 * half + i);
+                __m512i a = broadcast4(q), b = broadcast4(q + 4);
+                for (int p = 0; p < P; p++) {
+                    dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], low[p], a);
+                    dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], high[p], b);
                 }
             }
-            __m512 dw = load_scales(head);
-            __m512 s0 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(head + 32))));
-            __m512 s1 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(head + 48))));
-            for (int r = 0; r < R; r++) { /* whole numbers below 2^24: exact */
-                __m512 dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][r]), s1,
-                                             _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][r]), s0));
-                sums[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(dw, _mm512_set1_ps(d[r * n_blocks])), sums[r]);
-            }
         }
-        group += in_group * (64 + 384);
-    }
-    for (int r = 0; r < R; r++) {
-        _mm512_storeu_ps(c + r * ldc, sums[r]);
-    }
-}
-
-static void gemm_q6_k(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
-                      int64_t n_panels, float *c, int64_t ldc) {
-    for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {
-        for (int64_t r = 0, n; r < rows; r += n) {
-            n = rows - r >= MAX_ROWS ? MAX_ROWS : rows - r >= 3 ? 3 : 1;
-            switch (n) {
-            case MAX_ROWS: gemm_q6_k_tile(act, row0 + r, MAX_ROWS, panels, r == 0, c + r * ldc, ldc); break;
-            case 3: gemm_q6_k_tile(act, row0 + r, 3, panels, r == 0, c + r * ldc, ldc); break;
-            default: gemm_q6_k_tile(act, row0 + r, 1, panels, r == 0, c + r * ldc, ldc); break;
+        for (int p = 0; p < P; p++) { /* whole numbers below 2^24: exact */
+            const __m128i *scales = (const __m128i *)(head + p * panel_bytes + 32 + 16 * half);
+            __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(scales)));
+            for (int r = 0; r < R; r++) {
+                __m512 dot = _mm512_cvtepi32_ps(dots[r * P + p]);
+                total[r * P + p] = half ? _mm512_fmadd_ps(dot, s, total[r * P + p]) : _mm512_mul_ps(dot, s);
             }
         }
     }
+    for (int p = 0; p < P; p++) {
+        __m512 dw = load_scales(head + p * panel_bytes);
+        for (int r = 0; r < R; r++) {
+            __m512 scale = _mm512_mul_ps(dw, _mm512_set1_ps(act->d[at + r * n_blocks]));
+            sums[r * P + p] = _mm512_fmadd_ps(total[r * P + p], scale, sums[r * P + p]);
+        }
+    }
 }
+AZQ_GEMM_512(q6_k, 64, 384, 4)
 
 /* ---- measuring ----------------------------------------------------------------------------------- */
 
@@ -249,8 +169,8 @@ static uint64_t stream_read(const void *lines, int64_t n) {
     __m512i s0 = _mm512_setzero_si512(), s1 = s0;
     int64_t i = 0;
     for (; i + 2 <= n; i += 2, x += 128) {
-        _mm_prefetch((const char *)x + AHEAD, _MM_HINT_T0);
-        _mm_prefetch((const char *)x + AHEAD + 64, _MM_HINT_T0);
+        _mm_prefetch((const char *)x + 2048, _MM_HINT_T0);
+        _mm_prefetch((const char *)x + 2112, _MM_HINT_T0);
         s0 = _mm512_xor_si512(s0, _mm512_loadu_si512(x));
         s1 = _mm512_xor_si512(s1, _mm512_loadu_si512(x + 64));
     }
