@@ -119,6 +119,9 @@ AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, 
     const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
     int64_t n_blocks = act->k / 32;
     __m512 total[MAX_ROWS * 2];
+    for (int i = 0; i < R * P; i++) {
+        total[i] = _mm512_setzero_ps();
+    }
     for (int half = 0; half < 2; half++) {
         __m512i dots[MAX_ROWS * 2];
         for (int i = 0; i < R * P; i++) {
@@ -148,7 +151,7 @@ AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, 
             __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(scales)));
             for (int r = 0; r < R; r++) {
                 __m512 dot = _mm512_cvtepi32_ps(dots[r * P + p]);
-                total[r * P + p] = half ? _mm512_fmadd_ps(dot, s, total[r * P + p]) : _mm512_mul_ps(dot, s);
+                total[r * P + p] = _mm512_fmadd_ps(dot, s, total[r * P + p]);
             }
         }
     }
