@@ -7,9 +7,11 @@
 #include "threads.h"
 
 enum {
-    ROWS_PER_TASK = 64,  /* activation rows that stay in cache while panels stream by */
-    PANELS_PER_CALL = 4, /* panels handed to a kernel at once */
-    FP32_COLUMNS = 4,    /* columns of y made by one dot4 */
+    ROWS_PER_TASK = 64,      /* activation rows that stay in cache while panels stream by */
+    PANELS_PER_CALL = 4,     /* panels handed to a kernel at once */
+    ACT_PER_TASK = 16384,    /* activations quantized by one task: some 2 us */
+    FP32_COLUMNS = 4,        /* columns of y made by one dot4 */
+    KEPT_BYTES = 16 << 20,   /* most memory that stays with us between two calls */
 };
 
 /* ---- scratch ------------------------------------------------------------------------------------ */
@@ -18,6 +20,25 @@ void azq_scratch_free(azq_scratch *s) {
     azq_free(s->act);
     azq_free(s->rows);
     memset(s, 0, sizeof *s);
+}
+
+/* The scratch of calls that bring none: new pages for every call would cost 512 rows a tenth of their time. It
+ * serves one call at a time; others meanwhile make their own. */
+static azq_scratch kept;
+static atomic_flag kept_busy = ATOMIC_FLAG_INIT;
+
+static azq_scratch *scratch_borrow(azq_scratch *own) {
+    return atomic_flag_test_and_set_explicit(&kept_busy, memory_order_acquire) ? own : &kept;
+}
+
+static void scratch_return(azq_scratch *s) {
+    s->act_of = NULL; /* the next call's x may lie at the same address */
+    if (s != &kept || s->act_bytes + s->row_floats * sizeof(float) * (size_t)s->workers > KEPT_BYTES) {
+        azq_scratch_free(s);
+    }
+    if (s == &kept) {
+        atomic_flag_clear_explicit(&kept_busy, memory_order_release);
+    }
 }
 
 static azq_status reserve(azq_scratch *s, size_t act_bytes, size_t row_floats) {
@@ -98,12 +119,15 @@ static void act_view(matmul_job *job, int64_t m, int64_t k) {
     job->act.k = k;
 }
 
+/* Rows that one task quantizes. */
+static int64_t act_rows(int64_t k) { return ACT_PER_TASK / (k + 1) + 1; }
+
 static void act_task(void *context, int64_t task, int worker) {
     (void)worker;
     const matmul_job *job = context;
     int64_t k = job->act.k, blocks = k / 32;
-    int64_t end = (task + 1) * 8 < job->m ? (task + 1) * 8 : job->m;
-    for (int64_t r = task * 8; r < end; r++) {
+    int64_t per_task = act_rows(k), end = (task + 1) * per_task < job->m ? (task + 1) * per_task : job->m;
+    for (int64_t r = task * per_task; r < end; r++) {
         /* The views are const for the kernels that read them; here is where they are filled. */
         job->kernels->quantize_act(job->x + r * job->ldx, k, (int8_t *)(uintptr_t)job->act.q + r * k,
                                    (float *)(uintptr_t)job->act.d + r * blocks,
@@ -149,16 +173,17 @@ static azq_status run_int8(matmul_job *job) {
     act_view(job, job->m, w->k);
     azq_scratch *s = job->scratch;
     if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k) {
-        azq_parallel((job->m + 7) / 8, AZQ_MAX_THREADS, act_task, job);
+        azq_parallel((job->m + act_rows(w->k) - 1) / act_rows(w->k), AZQ_MAX_THREADS, act_task, job);
         s->act_of = job->x;
         s->act_m = job->m;
         s->act_k = w->k;
     }
     int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
     int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
-    /* About 64 Ki multiply-adds a task at the least, and a few tasks per thread so that none waits long. */
-    int64_t per_task = 65536 / (rows * w->k * AZQ_PANEL / 16 + 1) + 1;
-    int64_t spread = panels / (8 * azq_threads()) + 1;
+    /* Half a million multiply-adds a task at the least (1 to 3 us), and enough tasks that no thread waits long for
+     * the last: with 8 a thread instead of 32 the second of two threads idled for 4% of the time. */
+    int64_t per_task = (1 << 19) / (rows * w->k * AZQ_PANEL + 1) + 1;
+    int64_t spread = panels / (32 * azq_threads()) + 1;
     per_task = per_task > spread ? per_task : spread;
     job->panels_per_task = (per_task + PANELS_PER_CALL - 1) / PANELS_PER_CALL * PANELS_PER_CALL;
     job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
@@ -235,10 +260,10 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
         (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[w->type])) {
         return AZQ_E_TYPE;
     }
-    azq_scratch scratch = {0};
+    azq_scratch own = {0}, *scratch = scratch_borrow(&own);
     azq_linear layer = {.w = w};
-    azq_status status = azq_linear_run(&layer, &scratch, x, m, ldx, y, ldy, compute);
-    azq_scratch_free(&scratch);
+    azq_status status = azq_linear_run(&layer, scratch, x, m, ldx, y, ldy, compute);
+    scratch_return(scratch);
     return status;
 }
 
@@ -259,12 +284,12 @@ azq_status azq_matmul_packed(int type, const void *packed, int64_t n, int64_t k,
         (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[type])) {
         return AZQ_E_TYPE;
     }
-    azq_scratch scratch = {0};
+    azq_scratch own = {0}, *scratch = scratch_borrow(&own);
     azq_linear layer = {.w = &w, .bias = bias};
     azq_threads_here(threads);
-    status = azq_linear_run(&layer, &scratch, x, m, k, y, n, compute);
+    status = azq_linear_run(&layer, scratch, x, m, k, y, n, compute);
     azq_threads_here(0);
-    azq_scratch_free(&scratch);
+    scratch_return(scratch);
     return status;
 }
 

@@ -98,6 +98,59 @@ static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
     }
 }
 
+/* The largest magnitude of 32 floats as an integer, which orders NaN above infinity above all else. */
+AZQ_INLINE int32_t largest_bits(const float *x) {
+    __m512i a = _mm512_castps_si512(abs16(loadf(x))), b = _mm512_castps_si512(abs16(loadf(x + 16)));
+    return _mm512_reduce_max_epi32(_mm512_max_epi32(a, b));
+}
+
+/* 16 floats to whole numbers, as bytes. */
+AZQ_INLINE __m128i rounded_bytes(const float *x, __m512 factor) {
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(loadf(x), factor)));
+}
+
+/* Twice the AVX2 kernel's speed on Zen 5, whose two divisions a block wait for each other: here 16 blocks share them.
+ * Rounding can reach 127 but never 128: amax * (127 / amax) is within an ulp of 127. */
+static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum8, int32_t *sum8_pair,
+                         int32_t *sum16) {
+    /* Within each 8 bytes: order 0,4,1,5,2,6,3,7 (azq_lane_order). */
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    int64_t n_blocks = k / 32;
+    for (int64_t b = 0; b < n_blocks; b += BATCH) {
+        int n = n_blocks - b < BATCH ? (int)(n_blocks - b) : BATCH;
+        int32_t bits[BATCH] = {0};
+        float inverse[BATCH];
+        for (int i = 0; i < n; i++) {
+            bits[i] = largest_bits(x + 32 * (b + i));
+        }
+        __m512i most = _mm512_loadu_si512(bits);
+        __mmask16 finite = _mm512_cmplt_epi32_mask(most, _mm512_set1_epi32(0x7f800000));
+        __m512 amax = _mm512_castsi512_ps(most), factor = _mm512_div_ps(_mm512_set1_ps(127.0f), amax);
+        __mmask16 usable = finite & _mm512_cmp_ps_mask(factor, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+        _mm512_storeu_ps(inverse, _mm512_maskz_mov_ps(usable, factor)); /* 0: NaN * 0 ends as byte 0, too */
+        __m512 scale = _mm512_div_ps(amax, _mm512_set1_ps(127.0f));
+        scale = _mm512_mask_mov_ps(_mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)), finite, scale);
+        _mm512_mask_storeu_ps(d + b, (__mmask16)((1u << n) - 1), scale);
+        for (int i = 0; i < n; i++) {
+            const float *v = x + 32 * (b + i);
+            __m512 f = _mm512_set1_ps(inverse[i]);
+            __m256i bytes = _mm256_set_m128i(rounded_bytes(v + 16, f), rounded_bytes(v, f));
+            bytes = _mm256_shuffle_epi8(bytes, order);
+            _mm256_storeu_si256((__m256i *)(q + 32 * (b + i)), bytes);
+            /* Pairs of bytes as 16 bits; each half of the register is a half of the block. */
+            __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+            pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+            pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
+            __m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
+            __m128i halves = _mm_madd_epi16(_mm_unpacklo_epi32(low, high), _mm_set1_epi16(1));
+            _mm_storel_epi64((__m128i *)(sum16 + 2 * (b + i)), halves);
+            __m128i both = _mm_mullo_epi16(_mm_add_epi16(low, high), _mm_set1_epi16(-8));
+            sum8_pair[b + i] = _mm_cvtsi128_si32(both);
+            sum8[b + i] = _mm_cvtsi128_si32(_mm_madd_epi16(both, _mm_set1_epi16(1)));
+        }
+    }
+}
+
 static void quantize_f16(const float *x, void *blocks, int64_t k) {
     uint16_t *y = blocks;
     int64_t i = 0;
@@ -188,4 +241,5 @@ static void dequantize_f16(const void *blocks, float *y, int64_t k) {
     .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,                                         \
                        [AZQ_TYPE_Q4_0] = dequantize_q4_0,                                       \
                        [AZQ_TYPE_Q8_0] = dequantize_q8_0},                                      \
-    .find_bad = find_bad
+    .find_bad = find_bad,                                                                       \
+    .quantize_act = quantize_act
