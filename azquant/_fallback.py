@@ -48,7 +48,9 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-Q4_0, Q8_0, Q6_K = 2, 8, 14
+INT8 = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+INT8 += ("iq4_nl", "iq4_xs", "mxfp4")
+"""Weight types whose products the kernels compute with activations of 8 bits."""
 BLOCK = 32
 BAND = 1 << 20
 """Elements worked on at a time, so that temporaries stay small."""
@@ -218,7 +220,7 @@ class Matrix:
     @property
     def can_int8(self) -> bool:
         """Whether the kernels have an int8 path for it, which this backend imitates."""
-        return self.type_id in (Q4_0, Q8_0, Q6_K)
+        return _type(self.type_id).name in INT8
 
     def pack(self) -> None:
         """Keeps the dequantized matrix, so that products need not make it again."""

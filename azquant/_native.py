@@ -219,7 +219,7 @@ class Matrix:
     @property
     def can_int8(self) -> bool:
         """Whether there is a packed form and an int8 kernel."""
-        return self.type_id in (lib.AZQ_TYPE_Q4_0, lib.AZQ_TYPE_Q8_0, lib.AZQ_TYPE_Q6_K)
+        return bool(lib.azq_has_int8(self.type_id))
 
     def pack(self) -> None:
         """Makes the packed copy; nothing happens when there is one, or when the type has none."""

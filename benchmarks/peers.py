@@ -54,7 +54,9 @@ class Ggml:
             ("ggml_backend_graph_compute", ctypes.c_int, [pointer, pointer]),
             ("ggml_backend_reg_get_proc_address", pointer, [pointer, ctypes.c_char_p]),
             ("ggml_backend_reg_dev_get", pointer, [pointer, size]),
+            ("ggml_backend_dev_supports_op", ctypes.c_bool, [pointer, pointer]),
             ("ggml_backend_cpu_buffer_type", pointer, []),
+            ("ggml_backend_buffer_free", None, [pointer]),
             ("ggml_backend_buft_name", ctypes.c_char_p, [pointer]),
             ("quantize_row_q4_0_ref", None, [pointer, pointer, ctypes.c_int64]),
             ("dequantize_row_q4_0", None, [pointer, pointer, ctypes.c_int64]),
@@ -85,15 +87,38 @@ class Ggml:
             types.append(item)
         return types
 
+    def preferred(self, type_id: int, n: int, k: int, m: int) -> int:
+        """The first buffer type in which ggml multiplies such weights, asked as its loader asks."""
+        b = self.base
+        device = b.ggml_backend_reg_dev_get(self.cpu.ggml_backend_cpu_reg(), 0)
+        for buffer_type in self.buffer_types():
+            context = self._context()
+            w = b.ggml_new_tensor_2d(context, type_id, k, n)
+            buffer = b.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
+            work = self._context()
+            product = b.ggml_mul_mat(work, w, b.ggml_new_tensor_2d(work, GGML_TYPE_F32, k, m))
+            taken = bool(buffer) and b.ggml_backend_dev_supports_op(device, product)
+            if buffer:
+                b.ggml_backend_buffer_free(buffer)
+            if taken:
+                return buffer_type
+        plain: int = b.ggml_backend_cpu_buffer_type()
+        return plain
+
     def matmul(
-        self, weights: npt.NDArray[np.uint8], n: int, k: int, m: int, threads: int
+        self,
+        weights: npt.NDArray[np.uint8],
+        n: int,
+        k: int,
+        m: int,
+        threads: int,
+        type_id: int = GGML_TYPE_Q4_0,
     ) -> tuple[str, Multiply]:
         """(name of the weights' buffer type, multiply) for x of m rows."""
         b = self.base
         context = self._context()
-        w = b.ggml_new_tensor_2d(context, GGML_TYPE_Q4_0, k, n)
-        special = self.buffer_types()
-        buffer_type = special[0] if special else b.ggml_backend_cpu_buffer_type()
+        w = b.ggml_new_tensor_2d(context, type_id, k, n)
+        buffer_type = self.preferred(type_id, n, k, m)
         if not b.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type):
             raise MemoryError("ggml could not allocate the weights")
         b.ggml_backend_tensor_set(w, weights.ctypes.data, 0, weights.nbytes)

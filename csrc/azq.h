@@ -80,7 +80,11 @@ typedef struct azq_matrix azq_matrix;
 azq_status azq_matrix_create(int type, const void *data, int64_t n, int64_t k, azq_matrix **out);
 void azq_matrix_free(azq_matrix *w);
 
-/* Makes the packed copy that the int8 kernels read (types q4_0 and q8_0; a no-op when made already). */
+/* Whether a type has a packed form and int8 kernels: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k to q6_k, iq4_nl, iq4_xs
+ * and mxfp4. */
+int azq_has_int8(int type);
+
+/* Makes the packed copy that the int8 kernels read (a no-op when made already). */
 azq_status azq_matrix_pack(azq_matrix *w);
 /* Bytes of the packed copy; 0 when there is none. */
 int64_t azq_matrix_packed_bytes(const azq_matrix *w);

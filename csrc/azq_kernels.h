@@ -23,7 +23,19 @@
  * so `line & 0x0f` and `line >> 4 & 0x0f` are two VNNI operands whose bytes are (0,4,1,5) and (2,6,3,7).
  * Q8_0 stores those two operands as two lines. Q6_K stores q + 32, low four bits as Q4_0 does; two more lines
  * hold the high bits: operand o (line o / 2, low nibbles first) in bits 2 * (o % 4) of line o / 4. Activations are laid down in the same order, so a dot
- * product never shuffles. Columns past n hold scale 0 and weight 0. */
+ * product never shuffles. Columns past n hold scale 0 and weight 0.
+ *
+ * The other types lie in the same groups (packed_types.h has the sizes). Their codes are cut into the low bits,
+ * four a line as in Q4_0 or two (operand o in bits 2 * (o % 4) of line o / 4), and then, for codes of five or
+ * three bits, one line of the bit that is left (bit o: operand o). Heads, 16 columns of each:
+ *
+ *   Q4_1, Q5_1      d, m fp16                  Q5_0, IQ4_NL    d fp16
+ *   Q4_K, Q5_K      scale, minimum, a byte     IQ4_XS          scale, six bits in a byte
+ *   Q2_K            scale and minimum in a byte, first half of the block; the second half's
+ *   Q3_K            scale, six bits in a byte, first half; second half     MXFP4   e
+ *
+ * and where 256 weights share fp16 numbers (d; with minima d, dmin), those stand before all groups of the
+ * panel, 16 columns of each per super-block, the whole padded to 64 bytes. */
 enum { AZQ_PANEL = 16, AZQ_GROUP = 4, AZQ_LANE_ORDER = 8 };
 
 /* Which k of a run of eight stands at byte i. */
@@ -38,6 +50,7 @@ typedef struct {
     const int32_t *sum8;     /* (rows, k / 32): -8 * sum of q */
     const int32_t *sum16;     /* (rows, k / 16): sum of q over each half of a block */
     const int32_t *sum8_pair; /* (rows, k / 32): two int16, -8 * sum over bytes 0,1 and over bytes 2,3 of each dword */
+    const float *dsum;        /* (rows, k / 32): d * (float)(sum of q) */
     int64_t k;               /* elements per row of q */
 } azq_act;
 
@@ -53,7 +66,11 @@ typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q,
                                  int32_t *sum8_pair, int32_t *sum16);
 /* c (rows, ldc) = activations row0 .. row0 + rows - 1 times n_panels panels, panel_bytes apart; writes
  * n_panels * AZQ_PANEL columns. Per element, over blocks in K order: c = fma((float)isum, d_w * d_a, c). The
- * isum of Q6_K is scale_0 * dot_0 + scale_1 * dot_1 over the block's halves, below 2^24 and so exact in fp32. */
+ * isum of Q6_K is scale_0 * dot_0 + scale_1 * dot_1 over the block's halves, below 2^24 and so exact in fp32;
+ * so are those of Q3_K (scales less 32) and Q2_K. d_w of Q4_K and Q5_K is d * scale, of IQ4_XS d * (scale - 32),
+ * exact products; of MXFP4 2^(e - 128), its dots being over doubled numbers.
+ * Types with minima add, after each block, c = fma(m_w, dsum, c): m_w is m of Q4_1 and Q5_1, -dmin * minimum of
+ * Q4_K and Q5_K (exact). Q2_K adds c = fma((float)(min_0 * sum_0 + min_1 * sum_1), -dmin * d_a, c). */
 typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
                          int64_t n_panels, float *c, int64_t ldc);
 
@@ -121,6 +138,8 @@ extern const azq_kernels azq_kernels_avx512vnni;
 /* Bytes of one block in a packed panel, its head and its lines; 0 when the type has no packed form. */
 int64_t azq_head_bytes(int type);
 int64_t azq_line_bytes(int type);
+/* Bytes before the groups of a panel over k. */
+int64_t azq_super_bytes(int type, int64_t k);
 /* Bytes of a panel over k. */
 int64_t azq_panel_bytes(int type, int64_t k);
 

@@ -105,8 +105,8 @@ static void finish(const matmul_job *job, int64_t row, int64_t col, int64_t colu
 
 /* ---- int8 ---------------------------------------------------------------------------------------- */
 
-/* Activations of one call: q (m, k), then d, sum8, sum8_pair (m, k / 32), then sum16 (m, k / 16). */
-static size_t act_size(int64_t m, int64_t k) { return (size_t)(m * (k + k / 32 * 20)); }
+/* Activations of one call: q (m, k), then d, sum8, sum8_pair (m, k / 32), sum16 (m, k / 16), dsum (m, k / 32). */
+static size_t act_size(int64_t m, int64_t k) { return (size_t)(m * (k + k / 32 * 24)); }
 
 static void act_view(matmul_job *job, int64_t m, int64_t k) {
     uint8_t *base = job->scratch->act;
@@ -116,6 +116,7 @@ static void act_view(matmul_job *job, int64_t m, int64_t k) {
     job->act.sum8 = (const int32_t *)(base + m * k) + blocks;
     job->act.sum8_pair = (const int32_t *)(base + m * k) + 2 * blocks;
     job->act.sum16 = (const int32_t *)(base + m * k) + 3 * blocks;
+    job->act.dsum = (const float *)(base + m * k) + 5 * blocks;
     job->act.k = k;
 }
 
@@ -134,6 +135,11 @@ static void act_task(void *context, int64_t task, int worker) {
                                    (int32_t *)(uintptr_t)job->act.sum8 + r * blocks,
                                    (int32_t *)(uintptr_t)job->act.sum8_pair + r * blocks,
                                    (int32_t *)(uintptr_t)job->act.sum16 + 2 * r * blocks);
+        float *dsum = (float *)(uintptr_t)job->act.dsum + r * blocks;
+        for (int64_t b = 0; b < blocks; b++) {
+            const int32_t *half = job->act.sum16 + 2 * (r * blocks + b);
+            dsum[b] = job->act.d[r * blocks + b] * (float)(half[0] + half[1]);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "matrix.h"
+#include "packed_types.h"
 #include "threads.h"
 
 /* ---- memory ------------------------------------------------------------------------------------- */
@@ -79,7 +80,7 @@ int64_t azq_head_bytes(int type) {
     case AZQ_TYPE_Q4_0:
     case AZQ_TYPE_Q8_0: return AZQ_PANEL * 2;
     case AZQ_TYPE_Q6_K: return AZQ_PANEL * 4;
-    default: return 0;
+    default: return AZQ_PANEL * azq_packed_type_of(type).head_bytes;
     }
 }
 
@@ -88,40 +89,28 @@ int64_t azq_line_bytes(int type) {
     case AZQ_TYPE_Q4_0: return 256;
     case AZQ_TYPE_Q8_0: return 512;
     case AZQ_TYPE_Q6_K: return 384;
-    default: return 0;
+    default: {
+        azq_packed_type shape = azq_packed_type_of(type);
+        return AZQ_PANEL * 4 * (shape.low_bits + (shape.high_bit != 0));
+    }
     }
 }
 
+int64_t azq_super_bytes(int type, int64_t k) {
+    return (k / AZQ_QK_K * AZQ_PANEL * azq_packed_type_of(type).super_bytes + 63) / 64 * 64;
+}
+
 int azq_has_packed(int type) { return azq_head_bytes(type) > 0; }
+int azq_has_int8(int type) { return azq_has_packed(type); }
 
 int64_t azq_panel_bytes(int type, int64_t k) {
     int64_t bytes = k / 32 * (azq_head_bytes(type) + azq_line_bytes(type));
-    return (bytes + 63) / 64 * 64;
+    return azq_super_bytes(type, k) + (bytes + 63) / 64 * 64;
 }
 
 /* Called for every block of 32 of a row, to fill either side from the other. row: the row's bytes as GGUF has
  * them; head, lines: the block's in the panel; column: the row's place there. */
 typedef void visit_block_fn(uint8_t *row, int64_t block, uint8_t *head, uint8_t *lines, int column);
-
-static void visit_row(const azq_matrix *w, uint8_t *row, uint8_t *panel, int column, visit_block_fn *visit) {
-    int64_t n_blocks = w->k / 32, head_bytes = azq_head_bytes(w->type), line_bytes = azq_line_bytes(w->type);
-    uint8_t *group = panel;
-    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
-        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        uint8_t *lines = group + in_group * head_bytes;
-        for (int64_t b = 0; b < in_group; b++) {
-            visit(row, g + b, group + b * head_bytes, lines + b * line_bytes, column);
-        }
-        group = lines + in_group * line_bytes;
-    }
-}
-
-static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8_t *packed, visit_block_fn *visit) {
-    int64_t columns = w->n - panel * AZQ_PANEL < AZQ_PANEL ? w->n - panel * AZQ_PANEL : AZQ_PANEL;
-    for (int64_t n = 0; n < columns; n++) {
-        visit_row(w, file + (panel * AZQ_PANEL + n) * w->row_bytes, packed + panel * w->panel_bytes, (int)n, visit);
-    }
-}
 
 /* Weight k of a Q4_0 block lies in byte k % 16 of qs, high nibble for k >= 16. Packed, byte j of dword i
  * holds weights 8i + order[j] (low) and 8i + order[4 + j] (high). With one weight per byte of x, shifting by
@@ -251,7 +240,42 @@ static packed_form form_of(int type) {
     switch (type) {
     case AZQ_TYPE_Q4_0: return (packed_form){pack_q4_0, unpack_q4_0, 0x88};
     case AZQ_TYPE_Q6_K: return (packed_form){pack_q6_k, unpack_q6_k, 0};
-    default: return (packed_form){pack_q8_0, unpack_q8_0, 0};
+    case AZQ_TYPE_Q8_0: return (packed_form){pack_q8_0, unpack_q8_0, 0};
+    default: return (packed_form){NULL, NULL, 0}; /* see packed_types.h */
+    }
+}
+
+/* Fills one row's place in a panel from its GGUF bytes or, `back`, the other way. */
+static void visit_row(const azq_matrix *w, uint8_t *row, uint8_t *panel, int column, int back) {
+    int64_t n_blocks = w->k / 32, head_bytes = azq_head_bytes(w->type), line_bytes = azq_line_bytes(w->type);
+    visit_block_fn *visit = back ? form_of(w->type).unpack : form_of(w->type).pack;
+    uint8_t *group = panel + azq_super_bytes(w->type, w->k);
+    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
+        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
+        uint8_t *lines = group + in_group * head_bytes;
+        for (int64_t b = 0; b < in_group; b++) {
+            uint8_t *head = group + b * head_bytes, *line = lines + b * line_bytes;
+            if (visit) {
+                visit(row, g + b, head, line, column);
+            } else if (back) {
+                azq_unpack_block(w->type, row, g + b, head, line, column);
+            } else {
+                azq_pack_block(w->type, row, g + b, head, line, column);
+            }
+        }
+        group = lines + in_group * line_bytes;
+    }
+    if (!visit && back) {
+        azq_unpack_supers(w->type, row, w->k / AZQ_QK_K, panel, column);
+    } else if (!visit) {
+        azq_pack_supers(w->type, row, w->k / AZQ_QK_K, panel, column);
+    }
+}
+
+static void visit_panel(const azq_matrix *w, int64_t panel, uint8_t *file, uint8_t *packed, int back) {
+    int64_t columns = w->n - panel * AZQ_PANEL < AZQ_PANEL ? w->n - panel * AZQ_PANEL : AZQ_PANEL;
+    for (int64_t n = 0; n < columns; n++) {
+        visit_row(w, file + (panel * AZQ_PANEL + n) * w->row_bytes, packed + panel * w->panel_bytes, (int)n, back);
     }
 }
 
@@ -260,6 +284,8 @@ static void fill_padding(const azq_matrix *w, uint8_t *packed) {
     int64_t n_blocks = w->k / 32, panel = w->n / AZQ_PANEL;
     int64_t head_bytes = azq_head_bytes(w->type), line_bytes = azq_line_bytes(w->type);
     uint8_t *group = packed + panel * w->panel_bytes;
+    memset(group, 0, (size_t)azq_super_bytes(w->type, w->k));
+    group += azq_super_bytes(w->type, w->k);
     for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
         int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
         memset(group, 0, (size_t)(in_group * head_bytes));
@@ -272,13 +298,13 @@ static void fill_padding(const azq_matrix *w, uint8_t *packed) {
 typedef struct {
     const azq_matrix *w;
     uint8_t *file, *packed;
-    visit_block_fn *visit;
+    int back;
 } visit_job;
 
 static void visit_task(void *context, int64_t task, int worker) {
     (void)worker;
     const visit_job *job = context;
-    visit_panel(job->w, task, job->file, job->packed, job->visit);
+    visit_panel(job->w, task, job->file, job->packed, job->back);
 }
 
 /* Fills `packed` (whole panels) from GGUF bytes. */
@@ -286,7 +312,7 @@ static void pack_into(const azq_matrix *w, const uint8_t *data, uint8_t *packed)
     if (w->n % AZQ_PANEL) {
         fill_padding(w, packed);
     }
-    visit_job job = {w, (uint8_t *)(uintptr_t)data, packed, form_of(w->type).pack};
+    visit_job job = {w, (uint8_t *)(uintptr_t)data, packed, 0};
     azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
 }
 
@@ -317,7 +343,7 @@ int64_t azq_matrix_packed_bytes(const azq_matrix *w) {
 }
 
 static void unpack_from(const azq_matrix *w, const uint8_t *packed, uint8_t *dst) {
-    visit_job job = {w, dst, (uint8_t *)(uintptr_t)packed, form_of(w->type).unpack};
+    visit_job job = {w, dst, (uint8_t *)(uintptr_t)packed, 1};
     azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, AZQ_MAX_THREADS, visit_task, &job);
 }
 
@@ -340,8 +366,7 @@ const void *azq_matrix_row(const azq_matrix *w, int64_t row, uint8_t *buffer) {
         return w->data + row * w->row_bytes;
     }
     uint8_t *panel = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
-    visit_row(w, buffer, panel + row / AZQ_PANEL * w->panel_bytes, (int)(row % AZQ_PANEL),
-              form_of(w->type).unpack);
+    visit_row(w, buffer, panel + row / AZQ_PANEL * w->panel_bytes, (int)(row % AZQ_PANEL), 1);
     return buffer;
 }
 

@@ -14,6 +14,7 @@
 #include "../azq_kernels.h"
 #include "../cpu.h"
 #include "families.h"
+#include "gemm_types.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
 
@@ -414,6 +415,7 @@ const azq_kernels azq_kernels_avx2 = {
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
+            AZQ_GEMM_TYPES_SLOTS(avx2),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

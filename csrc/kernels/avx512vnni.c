@@ -14,6 +14,7 @@
 #include "../azq_kernels.h"
 #include "../cpu.h"
 #include "families.h"
+#include "gemm_types.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
 
@@ -211,7 +212,8 @@ const azq_kernels azq_kernels_avx512vnni = {
               AZQ_ATTEND_SLOTS,
               .stream_read = stream_read,
               .peak_int8 = peak_int8,
-              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k}},
+              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
+            AZQ_GEMM_TYPES_SLOTS(avx512vnni)},
 };
 
 AZQ_TARGET_END

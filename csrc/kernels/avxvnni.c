@@ -7,6 +7,7 @@
 #include <string.h>
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "gemm_types.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 
@@ -79,7 +80,8 @@ static int64_t peak_int8(int64_t rounds) {
 const azq_kernels azq_kernels_avxvnni = {
     .isa = "avxvnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVXVNNI,
-    .slots = {.peak_int8 = peak_int8, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0}},
+    .slots = {.peak_int8 = peak_int8, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
+            AZQ_GEMM_TYPES_SLOTS(avxvnni)},
 };
 
 AZQ_TARGET_END

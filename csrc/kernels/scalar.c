@@ -3,6 +3,7 @@
 #include <assert.h>
 #include "../azq_half.h"
 #include "families.h"
+#include "gemm_types.h"
 #include "rounding.h"
 
 #include "vec_types.h"
@@ -308,6 +309,7 @@ const azq_kernels azq_kernels_scalar = {
             .find_bad = find_bad,
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
+            AZQ_GEMM_TYPES_SLOTS(scalar),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

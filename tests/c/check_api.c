@@ -98,9 +98,10 @@ static void check_pack(int type, int64_t n, int64_t k) {
         expect(azq_matrix_pack(w) == AZQ_OK && azq_matrix_pack(w) == AZQ_OK, "type %d, (%d, %d): pack", type, (int)n,
                (int)k);
         int64_t packed = azq_matrix_packed_bytes(w), padded = (n + 15) / 16 * 16 * azq_row_bytes(type, k);
-        /* Q6_K repeats its super-scale in every block of 32: 7 bits a weight instead of 6.5625. */
-        int64_t repeated = type == AZQ_TYPE_Q6_K ? padded / 14 : 0;
-        expect(packed >= padded && packed <= padded + repeated + (n + 15) / 16 * 64, "type %d, (%d, %d): %d bytes packed", type,
+        /* Q6_K repeats its super-scale in every block of 32: 7 bits a weight instead of 6.5625. Six-bit scales
+         * get a byte each. */
+        int64_t repeated = type == AZQ_TYPE_Q6_K ? padded / 14 : block_elements(type) == 256 ? padded / 26 : 0;
+        expect(packed >= padded && packed <= padded + repeated + (n + 15) / 16 * 128, "type %d, (%d, %d): %d bytes packed", type,
                (int)n, (int)k, (int)packed);
         guarded back = guarded_new((size_t)bytes, 0);
         expect(azq_matrix_unpack(w, back.data) == AZQ_OK && memcmp(back.data, blocks, back.bytes) == 0 &&
@@ -213,7 +214,11 @@ void check_api(const char *isa) {
     for (int i = 0; i < 42; i++) {
         check_pack(AZQ_TYPE_Q4_0, ns[i % 7], ks[i / 7]);
         check_pack(AZQ_TYPE_Q8_0, ns[i % 7], ks[i / 7]);
-        check_pack(AZQ_TYPE_Q6_K, ns[i % 7], 256 * (i / 7));
+        for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+            if (type != AZQ_TYPE_Q4_0 && type != AZQ_TYPE_Q8_0 && azq_has_int8(type)) {
+                check_pack(type, ns[i % 7], block_elements(type) == 32 ? ks[i / 7] : 256 * (i / 7));
+            }
+        }
     }
     group_end();
     group_begin(isa, "API: matmul");

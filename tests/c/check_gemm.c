@@ -9,6 +9,7 @@ typedef struct {
     int8_t *q;
     float *d;
     int32_t *sum8, *sum8_pair, *sum16;
+    float *dsum;
     int64_t rows;
 } activations;
 
@@ -29,6 +30,7 @@ static activations activations_new(random_state *r, int64_t rows, int64_t k, int
     a.sum8 = aligned((size_t)(rows * blocks) * sizeof(int32_t));
     a.sum8_pair = aligned((size_t)(rows * blocks) * sizeof(int32_t));
     a.sum16 = aligned((size_t)(2 * rows * blocks) * sizeof(int32_t));
+    a.dsum = aligned((size_t)(rows * blocks) * sizeof(float));
     float *x = input_new(k, sizeof *x, 0);
     for (int64_t row = 0; row < rows; row++) {
         static const int patterns[] = {0, 0, 3, 9, 10, 1, 4};
@@ -36,8 +38,11 @@ static activations activations_new(random_state *r, int64_t rows, int64_t k, int
         azq_kernels_scalar.slots.quantize_act(x, k, a.q + row * k, a.d + row * blocks, a.sum8 + row * blocks,
                                               a.sum8_pair + row * blocks, a.sum16 + 2 * row * blocks);
     }
+    for (int64_t i = 0; i < rows * blocks; i++) {
+        a.dsum[i] = a.d[i] * (float)(a.sum16[2 * i] + a.sum16[2 * i + 1]);
+    }
     input_free(x, sizeof *x, 0);
-    a.act = (azq_act){.q = a.q, .d = a.d, .sum8 = a.sum8, .sum16 = a.sum16, .sum8_pair = a.sum8_pair, .k = k};
+    a.act = (azq_act){.q = a.q, .d = a.d, .sum8 = a.sum8, .sum16 = a.sum16, .sum8_pair = a.sum8_pair, .dsum = a.dsum, .k = k};
     return a;
 }
 
@@ -47,6 +52,29 @@ static void activations_free(activations *a) {
     free(a->sum8);
     free(a->sum8_pair);
     free(a->sum16);
+    free(a->dsum);
+}
+
+/* fp16 numbers of a column in a block's head. */
+static int64_t fp16_in_head(int type) {
+    switch (type) {
+    case AZQ_TYPE_Q4_1:
+    case AZQ_TYPE_Q5_1: return 2;
+    case AZQ_TYPE_Q4_0:
+    case AZQ_TYPE_Q5_0:
+    case AZQ_TYPE_Q8_0:
+    case AZQ_TYPE_Q6_K:
+    case AZQ_TYPE_IQ4_NL: return 1;
+    default: return 0; /* bytes, or fp16 before the groups */
+    }
+}
+
+static void put_scale(random_state *r, int any_scale, uint8_t *to) {
+    uint16_t scale = (uint16_t)random_next(r);
+    if (!any_scale && (scale & 0x7c00) == 0x7c00) {
+        scale = 0x3c00;
+    }
+    memcpy(to, &scale, sizeof scale);
 }
 
 /* Random packed bytes. Scales are finite unless `any_scale`; now and then every weight byte is one value, so
@@ -60,17 +88,17 @@ static uint8_t *panels_new(random_state *r, int type, int64_t k, int64_t panels,
     for (int64_t i = 0; i < panels * panel_bytes; i++) {
         packed[i] = uniform ? value : (uint8_t)random_next(r);
     }
+    int64_t halves = fp16_in_head(type), head = azq_head_bytes(type), supers = azq_super_bytes(type, k);
     for (int64_t p = 0; p < panels; p++) {
         uint8_t *group = packed + p * panel_bytes;
+        for (int64_t i = 0; i < supers; i += 2) {
+            put_scale(r, any_scale, group + i);
+        }
+        group += supers;
         for (int64_t g = 0; g < blocks; g += AZQ_GROUP) {
             int64_t in_group = blocks - g < AZQ_GROUP ? blocks - g : AZQ_GROUP;
-            int64_t head = azq_head_bytes(type);
-            for (int64_t i = 0; i < in_group * AZQ_PANEL; i++) {
-                uint16_t scale = (uint16_t)random_next(r);
-                if (!any_scale && (scale & 0x7c00) == 0x7c00) {
-                    scale = 0x3c00;
-                }
-                memcpy(group + i / AZQ_PANEL * head + i % AZQ_PANEL * 2, &scale, sizeof scale);
+            for (int64_t i = 0; i < in_group * AZQ_PANEL * halves; i++) {
+                put_scale(r, any_scale, group + i / (AZQ_PANEL * halves) * head + i % (AZQ_PANEL * halves) * 2);
             }
             group += in_group * (head + azq_line_bytes(type));
         }
@@ -121,13 +149,14 @@ void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
         }
         random_state r = {(uint64_t)type + 200};
         for (int round = 0; round < rounds * 4; round++) {
+            int64_t unit = block_elements(type) / 32; /* rows are whole super-blocks */
             for (int64_t rows = 1; rows <= 9; rows++) {
-                for (int64_t blocks = 1; blocks <= 9; blocks++) {
+                for (int64_t blocks = unit; blocks <= 9 * unit; blocks += unit == 8 ? 3 * unit : 1) {
                     check_product(&r, slots, type, rows, 32 * blocks, 1 + random_below(&r, 5));
                 }
             }
             for (int64_t rows = 10; rows <= 66; rows += 7) {
-                int64_t blocks = 1 + random_below(&r, 20); /* not within the call: compilers order those as they like */
+                int64_t blocks = (1 + random_below(&r, 20 / unit + 1)) * unit; /* not within the call: compilers order those as they like */
                 check_product(&r, slots, type, rows, 32 * blocks, 1 + random_below(&r, 5));
             }
         }
