@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "bf16.h"
 #include "families.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
@@ -416,6 +417,7 @@ const azq_kernels azq_kernels_avx2 = {
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
+            AZQ_BF16_SLOTS(avx2),
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,

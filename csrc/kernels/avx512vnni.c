@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "bf16.h"
 #include "families.h"
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
@@ -283,6 +284,7 @@ const azq_kernels azq_kernels_avx512vnni = {
     .slots = {AZQ_BLOCK_SLOTS,
               AZQ_FAMILY_SEARCH(avx512),
               AZQ_FAMILY_WEIGHTED(avx512),
+              AZQ_BF16_SLOTS(avx512),
               AZQ_VEC_SLOTS,
               AZQ_EXP_SLOTS,
               AZQ_ATTEND_SLOTS,

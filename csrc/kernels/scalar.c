@@ -2,6 +2,7 @@
 #include "../azq_kernels.h"
 #include <assert.h>
 #include "../azq_half.h"
+#include "bf16.h"
 #include "families.h"
 #include "rounding.h"
 
@@ -310,6 +311,7 @@ const azq_kernels azq_kernels_scalar = {
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
+            AZQ_BF16_SLOTS(scalar),
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,
