@@ -26,14 +26,17 @@ __all__ = [
     "KVCache",
     "Matrix",
     "Program",
+    "choice",
     "dequantize",
     "isas",
     "matmul_packed",
     "pack",
     "packed_bytes",
     "packed_rows",
+    "peak_bf16",
     "peak_int8",
     "quantize",
+    "refusals",
     "scan_strings",
     "set_threads",
     "stream_read",
@@ -96,6 +99,23 @@ def peak_int8(rounds: int) -> int:
 
 
 # ---- GGUF metadata -----------------------------------------------------------------------------------
+
+
+def peak_bf16(rounds: int) -> int:
+    """There are no bf16 instructions here."""
+    return 0
+
+
+def refusals() -> dict[str, str]:
+    """No ISAs here."""
+    return {}
+
+
+def choice(type_id: int, m: int, n: int, k: int, compute: str) -> tuple[str, str]:
+    """(compute, "numpy"); compute "auto" is decided."""
+    if compute == "auto":
+        compute = "int8" if _type(type_id).name in INT8 else "fp32"
+    return compute, NAME
 
 
 def scan_strings(
@@ -208,6 +228,14 @@ def _round_activations(x: Floats) -> Floats:
     return rounded.astype(np.float32).reshape(x.shape)
 
 
+def _round_bf16(x: Floats) -> Floats:
+    """x rounded to bf16, to nearest even; subnormal numbers become 0, as the bf16 instructions have it."""
+    bits = x.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
+    rounded = np.where(bits & 0x7F800000, rounded, bits & np.uint32(0x80000000)).astype(np.uint32)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
 class Matrix:
     """A weight matrix (n, k) over GGUF bytes. Packing keeps its float32 form for BLAS."""
 
@@ -259,7 +287,10 @@ class Matrix:
         if self.can_int8 and compute in ("auto", "int8"):
             x = _round_activations(x)
         with np.errstate(all="ignore"):
-            y = x @ self.dense().T
+            if compute == "bf16":
+                y = _round_bf16(x) @ _round_bf16(self.dense()).T
+            else:
+                y = x @ self.dense().T
         return y.astype(np.float32, copy=False)
 
 
@@ -423,7 +454,7 @@ class _Step:
 
     def linear(self, op: Op[Matrix]) -> Floats:
         assert op.w is not None
-        compute = self.compute if op.w.can_int8 else "fp32"
+        compute = "fp32" if self.compute == "int8" and not op.w.can_int8 else self.compute
         y = op.w.matmul(np.ascontiguousarray(self.view(op.a, op.w.shape[1])), compute)
         y = y if op.vec0 is None else y + op.vec0
         y = y if op.activation is None else _ACTIVATIONS[op.activation](y)

@@ -29,14 +29,17 @@ __all__ = [
     "KVCache",
     "Matrix",
     "Program",
+    "choice",
     "dequantize",
     "isas",
     "matmul_packed",
     "pack",
     "packed_bytes",
     "packed_rows",
+    "peak_bf16",
     "peak_int8",
     "quantize",
+    "refusals",
     "scan_strings",
     "set_threads",
     "stream_read",
@@ -51,7 +54,12 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-COMPUTE = {"auto": lib.AZQ_COMPUTE_AUTO, "int8": lib.AZQ_COMPUTE_INT8, "fp32": lib.AZQ_COMPUTE_FP32}
+COMPUTE = {
+    "auto": lib.AZQ_COMPUTE_AUTO,
+    "int8": lib.AZQ_COMPUTE_INT8,
+    "bf16": lib.AZQ_COMPUTE_BF16,
+    "fp32": lib.AZQ_COMPUTE_FP32,
+}
 ACTIVATIONS = {
     None: lib.AZQ_ACT_NONE,
     "gelu_tanh": lib.AZQ_ACT_GELU_TANH,
@@ -113,6 +121,25 @@ def isas() -> list[tuple[str, bool]]:
     ]
 
 
+def refusals() -> dict[str, str]:
+    """Why an ISA cannot be used, for each that cannot."""
+    names = [(i, ffi.string(lib.azq_isa_name(i)).decode()) for i in range(lib.azq_isa_count())]
+    return {
+        name: ffi.string(lib.azq_isa_refusal(i)).decode() for i, name in names if not lib.azq_isa_usable(i)
+    }
+
+
+def choice(type_id: int, m: int, n: int, k: int, compute: str) -> tuple[str, str]:
+    """(compute, ISA of its kernel) for x of m rows and weights (n, k); compute "auto" is decided."""
+    mode = COMPUTE[compute]
+    if mode == lib.AZQ_COMPUTE_AUTO:
+        mode = lib.azq_choice(type_id, m, n, k)
+    isa = lib.azq_choice_isa(type_id, mode)
+    if isa == ffi.NULL:
+        raise UnsupportedTypeError(f"there is no {compute} kernel for this type")
+    return next(name for name, value in COMPUTE.items() if value == mode), ffi.string(isa).decode()
+
+
 def active_isa() -> str:
     """The ISA in use."""
     name: str = ffi.string(lib.azq_isa_active()).decode()
@@ -142,6 +169,11 @@ def stream_read(buffer: Bytes) -> None:
 def peak_int8(rounds: int) -> int:
     """Does int8 multiply-adds out of registers on every thread; returns their number."""
     return int(lib.azq_peak_int8(rounds))
+
+
+def peak_bf16(rounds: int) -> int:
+    """The same for bf16; 0 where the active ISA has no bf16 instructions."""
+    return int(lib.azq_peak_bf16(rounds))
 
 
 # ---- GGUF metadata -----------------------------------------------------------------------------------

@@ -5,11 +5,37 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from azquant._backend import kernels
-from azquant.errors import ArgumentError
+from azquant.errors import ArgumentError, UnsupportedTypeError
+from azquant.types import GGMLType, get_type
 
-__all__ = ["active_isa", "backend", "default_threads", "isas", "num_threads", "set_num_threads", "use_isa"]
+__all__ = [
+    "COMPUTE_MODES",
+    "Choice",
+    "active_isa",
+    "backend",
+    "choice",
+    "default_threads",
+    "isas",
+    "num_threads",
+    "refusals",
+    "set_num_threads",
+    "use_isa",
+]
+
+COMPUTE_MODES = ("auto", "int8", "bf16", "fp32")
+"""What ``compute=`` takes everywhere."""
+
+
+class Choice(NamedTuple):
+    """How a product is computed."""
+
+    compute: str
+    """``"int8"``, ``"bf16"`` or ``"fp32"``."""
+    isa: str
+    """The instruction set of the kernel that multiplies: the active one, or the best below it that has one."""
 
 
 def backend() -> str:
@@ -24,6 +50,40 @@ def isas() -> list[str]:
     The words are the same everywhere: ``scalar avx2 ...``. Empty on the NumPy backend.
     """
     return [name for name, usable in kernels().isas() if usable]
+
+
+def refusals() -> dict[str, str]:
+    """Why an instruction set cannot be used, for each of those that azquant has kernels for and this machine
+    cannot run.
+
+    AMX must be granted by the operating system and is tried on a few tiles before it is used.
+    """
+    reasons: dict[str, str] = kernels().refusals()
+    return reasons
+
+
+def choice(m: int, n: int, k: int, type: str | GGMLType = "q4_0", compute: str = "auto") -> Choice:
+    """How ``matmul`` multiplies ``m`` rows of ``k`` numbers by weights ``(n, k)`` of a type.
+
+    ``compute="auto"`` takes int8, where the type has int8 kernels, else fp32; with AMX, from a few rows on,
+    bf16. The number of rows is each type's own, set by measurement.
+
+    Raises ArgumentError (an unknown mode, a negative size), UnsupportedTypeError (an unknown type, or one
+    without a kernel for ``compute``), ShapeError (k no whole number of blocks).
+
+    >>> azquant.cpu.choice(512, 4096, 4096)
+    Choice(compute='int8', isa='avx512vnni')
+    """
+    if compute not in COMPUTE_MODES:
+        raise ArgumentError(f"compute={compute!r}: must be one of {', '.join(COMPUTE_MODES)}")
+    if min(m, n, k) < 0:
+        raise ArgumentError(f"a product of {m} rows by weights ({n}, {k}): sizes cannot be negative")
+    found = get_type(type)
+    if not found.can_dequantize:
+        raise UnsupportedTypeError(f"{found} weights cannot be computed with yet")
+    found.row_bytes(k)
+    _prepare()
+    return Choice(*kernels().choice(found.id, m, n, k, compute))
 
 
 def active_isa() -> str:
@@ -46,8 +106,8 @@ def use_isa(name: str) -> None:
 
 def _use_isa(name: str) -> None:
     if name not in isas():
-        known = [isa for isa, _ in kernels().isas()]
-        why = "is not usable on this machine" if name in known else "is unknown"
+        reason = refusals().get(name)
+        why = f"is not usable on this machine: {reason}" if reason else "is unknown"
         raise ArgumentError(f"ISA {name!r} {why}; usable are: {', '.join(isas()) or 'none (NumPy backend)'}")
     kernels().use_isa(name)
 

@@ -10,7 +10,7 @@ import numpy as np
 from azquant._backend import kernels
 from azquant.cpu import _prepare
 
-__all__ = ["peak_int8", "stream_read"]
+__all__ = ["peak_bf16", "peak_int8", "stream_read"]
 
 
 def _shortest(call: Callable[[], object], runs: int) -> float:
@@ -39,12 +39,25 @@ def stream_read(nbytes: int, runs: int = 5) -> float:
     return passes * buffer.nbytes / _shortest(read, runs)
 
 
+def _peak(work: Callable[[int], int], runs: int) -> float:
+    _prepare()
+    rounds = 500_000
+    done = work(rounds)
+    return done / _shortest(lambda: work(rounds), runs) if done else 0.0
+
+
 def peak_int8(runs: int = 5) -> float:
     """Int8 multiply-adds per second of all threads together, out of registers, by the active ISA.
 
     0 on the NumPy backend.
     """
-    _prepare()
-    rounds = 500_000
-    done: int = kernels().peak_int8(rounds)
-    return done / _shortest(lambda: kernels().peak_int8(rounds), runs)
+    return _peak(kernels().peak_int8, runs)
+
+
+def peak_bf16(runs: int = 5) -> float:
+    """Bf16 multiply-adds per second of all threads together, out of registers (AMX: with operands from the
+    first-level cache), by the active ISA.
+
+    0 on the NumPy backend and on ISAs without bf16 instructions.
+    """
+    return _peak(kernels().peak_bf16, runs)

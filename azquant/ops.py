@@ -9,15 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from azquant._backend import kernels
-from azquant.cpu import _prepare
+from azquant.cpu import COMPUTE_MODES, _prepare
 from azquant.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError, UnsupportedTypeError
 from azquant.tensor import QTensor
 from azquant.types import GGMLType, get_type
 
 __all__ = ["COMPUTE_MODES", "dequantize", "encode_rows", "matmul", "quantize"]
-
-COMPUTE_MODES = ("auto", "int8", "fp32")
-"""What ``matmul(compute=)`` takes."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -135,9 +132,12 @@ def matmul(x: Any, w: QTensor, compute: str = "auto") -> Floats:
 
     ``compute``: ``"int8"`` (Q4_0, Q8_0, Q6_K) quantizes activations to 8 bits per 32; the same bits on every
     ISA, thread count and batch size, and a relative L2 error of at most 1% against exact arithmetic on the
-    dequantized weights (of ordinary activations and more than a handful of outputs). ``"fp32"`` dequantizes
-    the weights (at most 1e-5). ``"auto"`` takes the fastest that the type allows. A row of x with NaN or
-    infinity gives NaN, not an error.
+    dequantized weights (of ordinary activations and more than a handful of outputs). ``"bf16"`` rounds
+    weights and activations to bfloat16 and sums in float32 (at most 0.6%): the same bits for any thread count
+    and batch size, and on all of scalar, AVX2, AVX-VNNI and AVX-512 VNNI; AVX512-BF16 and AMX add in an order
+    of their own, so between these only the bound holds. ``"fp32"`` dequantizes the weights (at most 1e-5).
+    ``"auto"`` takes the fastest that the type allows, see :func:`azquant.cpu.choice`. A row of x with NaN or
+    infinity gives NaN (bf16 and fp32: or infinity), not an error.
 
     Raises DTypeError, ShapeError, ArgumentError, UnsupportedTypeError (int8 asked of a type without it).
     """

@@ -36,6 +36,8 @@ const char *azq_status_name(int status);
 int azq_isa_count(void);
 const char *azq_isa_name(int index); /* NULL when out of range */
 int azq_isa_usable(int index);
+/* Why it cannot be used, in words; NULL when it can. */
+const char *azq_isa_refusal(int index);
 
 /* The set in use. At start the best usable one. Not to be changed while other calls run. */
 const char *azq_isa_active(void);
@@ -84,7 +86,7 @@ void azq_matrix_free(azq_matrix *w);
  * and mxfp4. */
 int azq_has_int8(int type);
 
-/* Makes the packed copy that the int8 kernels read (a no-op when made already). */
+/* Makes the packed copy that the int8 and bf16 kernels read (a no-op when made already). */
 azq_status azq_matrix_pack(azq_matrix *w);
 /* Bytes of the packed copy; 0 when there is none. */
 int64_t azq_matrix_packed_bytes(const azq_matrix *w);
@@ -94,8 +96,14 @@ azq_status azq_matrix_unpack(const azq_matrix *w, void *dst);
 typedef enum {
     AZQ_COMPUTE_AUTO = 0, /* the fastest that the type and the machine allow */
     AZQ_COMPUTE_INT8 = 1, /* activations to 8 bits per 32; exact integer dots; see DESIGN numerics */
-    AZQ_COMPUTE_FP32 = 2  /* weights dequantized to fp32 */
+    AZQ_COMPUTE_FP32 = 2, /* weights dequantized to fp32 */
+    AZQ_COMPUTE_BF16 = 3  /* weights and activations rounded to bf16, sums in fp32 */
 } azq_compute;
+
+/* What AZQ_COMPUTE_AUTO becomes for x of m rows and weights (n, k) of a type, on the active ISA. */
+int azq_choice(int type, int64_t m, int64_t n, int64_t k);
+/* The ISA whose kernel then does the multiplying; NULL for a type or mode without one. */
+const char *azq_choice_isa(int type, int compute);
 
 /* y (m, n) = x (m, k) * W^T. ldx, ldy: elements between rows. AZQ_E_TYPE for int8 asked of a type without it. */
 azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute);
@@ -204,5 +212,7 @@ uint64_t azq_stream_read(const void *data, int64_t bytes);
 
 /* Runs int8 multiply-adds out of registers on every thread; returns how many were done, all threads together. */
 int64_t azq_peak_int8(int64_t rounds);
+/* The same for bf16; 0 where the active ISA has no bf16 instructions. */
+int64_t azq_peak_bf16(int64_t rounds);
 
 #endif

@@ -54,6 +54,17 @@ typedef struct {
     int64_t k;               /* elements per row of q */
 } azq_act;
 
+/* ---- bf16 ---------------------------------------------------------------------------------------
+ * Tiles of bf16, 1 KB each, 64-byte aligned, the shape that AMX multiplies and AVX512-BF16 is fed with.
+ * Activations: (row tiles of 16, k / 32 rounded up, 16 rows, 32 of k); weights: (panels, k / 32 rounded up,
+ * 16 pairs of k, 16 columns, 2), so that dword n of line i holds k = 2i, 2i + 1 of column n; sums: fp32
+ * (16 rows, 16 columns). What is past the last row, column or k is 0.
+ * Rounding is to nearest even; numbers below fp32's normal range become 0 and NaN stays NaN, as the bf16
+ * instructions have it. Tiles are the same on every ISA; sums are not: the definition adds one fused
+ * product after the other in k order, AVX512-BF16 the second of each pair before the first, AMX the first
+ * of all pairs of a tile beside the second of all. On each ISA a row's sums depend on nothing but the row. */
+enum { AZQ_TILE_ROWS = 16, AZQ_TILE_K = 32, AZQ_TILE = AZQ_TILE_ROWS * AZQ_TILE_K };
+
 /* ---- signatures ------------------------------------------------------------------------------- */
 
 typedef void azq_quantize_row_fn(const float *x /* (k) */, void *blocks, int64_t k);
@@ -73,6 +84,19 @@ typedef void azq_quantize_act_fn(const float *x /* (k) */, int64_t k, int8_t *q,
  * Q4_K and Q5_K (exact). Q2_K adds c = fma((float)(min_0 * sum_0 + min_1 * sum_1), -dmin * d_a, c). */
 typedef void azq_gemm_fn(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
                          int64_t n_panels, float *c, int64_t ldc);
+
+/* x (rows <= 16, ldx) -> tiles of one row tile over k. */
+typedef void azq_round_bf16_fn(const float *x, int64_t ldx, int64_t rows, int64_t k, uint16_t *tiles);
+/* n_blocks blocks of one packed panel, from the beginning of a group to the end of a group -> tiles. */
+typedef void azq_dequantize_bf16_fn(const uint8_t *groups, int64_t n_blocks, uint16_t *tiles);
+/* c = a * b, or c += a * b unless `first`, over n_tiles tiles of k, for `rows` rows (the tile's other rows of c
+ * are unspecified) and 1 or 2 panels. Row tiles of a and c are a_stride and c_stride elements apart, panels of
+ * b b_stride elements; panels of c stand side by side. */
+typedef void azq_gemm_bf16_fn(const uint16_t *a, int64_t a_stride, int64_t rows, const uint16_t *b, int64_t b_stride,
+                              int64_t n_panels, int64_t n_tiles, float *c, int64_t c_stride, int first);
+/* Called on a thread before its first gemm_bf16 and after its last: AMX's tile registers cost every switch of
+ * threads while they are in use. */
+typedef void azq_bf16_region_fn(void);
 
 /* fp32 vector work. But for attention, sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
  * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
@@ -98,8 +122,8 @@ typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const azq
 typedef float azq_softmax_fn(float *x, int64_t n);
 typedef void azq_map_fn(float *x, int64_t n);
 
-/* For measuring: reads n 64-byte lines; does rounds of multiply-adds as the int8 matmul does them, out of
- * registers, and returns their number. */
+/* For measuring: reads n 64-byte lines; does rounds of multiply-adds as the int8 (bf16) matmul does them, out of
+ * registers (AMX: with operands loaded from the first-level cache), and returns their number. */
 typedef uint64_t azq_stream_fn(const void *lines, int64_t n);
 typedef int64_t azq_peak_fn(int64_t rounds);
 
@@ -110,6 +134,10 @@ typedef struct {
     azq_find_bad_fn *find_bad;
     azq_quantize_act_fn *quantize_act;
     azq_gemm_fn *gemm[AZQ_TYPE_COUNT];
+    azq_round_bf16_fn *round_bf16;
+    azq_dequantize_bf16_fn *dequantize_bf16[AZQ_TYPE_COUNT];
+    azq_gemm_bf16_fn *gemm_bf16;
+    azq_bf16_region_fn *bf16_begin, *bf16_end; /* NULL where there is nothing to do */
     azq_dot4_fn *dot4_f32;
     azq_attend_fn *attend_f32, *attend_f16;
     azq_layer_norm_fn *layer_norm;
@@ -118,22 +146,29 @@ typedef struct {
     azq_map_fn *gelu_tanh, *gelu_erf, *silu, *relu;
     azq_stream_fn *stream_read;
     azq_peak_fn *peak_int8;
+    azq_peak_fn *peak_bf16; /* NULL below AVX512-BF16 */
 } azq_kernel_slots;
 
 typedef struct {
     const char *isa;
     uint32_t needs; /* AZQ_CPU_* bits, see cpu.h */
     azq_kernel_slots slots;
+    /* Fewest rows of activations from which compute "auto" means bf16, by type of weights; 0: never. */
+    int16_t bf16_rows[AZQ_TYPE_COUNT];
 } azq_kernels;
 
 /* The slots in use: those of the active ISA, holes filled from below. */
 const azq_kernel_slots *azq_active(void);
+/* The table of the active ISA itself. */
+const azq_kernels *azq_active_isa(void);
 
 /* Tables, plainest first; NULL-terminated. */
 extern const azq_kernels azq_kernels_scalar;
 extern const azq_kernels azq_kernels_avx2;
 extern const azq_kernels azq_kernels_avxvnni;
 extern const azq_kernels azq_kernels_avx512vnni;
+extern const azq_kernels azq_kernels_avx512bf16;
+extern const azq_kernels azq_kernels_amx;
 
 /* Bytes of one block in a packed panel, its head and its lines; 0 when the type has no packed form. */
 int64_t azq_head_bytes(int type);

@@ -40,6 +40,10 @@ uint32_t azq_cpu_features(void) {
             features |= AZQ_CPU_AVX512BF16;
         }
     }
+    const uint32_t amx_needed = 1u << 22 /* BF16 */ | 1u << 24 /* TILE */;
+    if ((saved & 0x60000) == 0x60000 && (d7 & amx_needed) == amx_needed) {
+        features |= AZQ_CPU_AMXBF16;
+    }
     return features;
 }
 

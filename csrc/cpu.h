@@ -7,7 +7,8 @@ enum {
     AZQ_CPU_AVXVNNI = 1 << 1,    /* 256-bit VNNI, VEX-encoded */
     AZQ_CPU_AVX512 = 1 << 2,     /* F, BW, DQ, VL, VBMI, and the system saves zmm */
     AZQ_CPU_AVX512VNNI = 1 << 3, /* with AZQ_CPU_AVX512 */
-    AZQ_CPU_AVX512BF16 = 1 << 4  /* with AZQ_CPU_AVX512 */
+    AZQ_CPU_AVX512BF16 = 1 << 4, /* with AZQ_CPU_AVX512 */
+    AZQ_CPU_AMXBF16 = 1 << 5     /* tiles and their bf16 product, and the system saves tiles; see amx.h */
 };
 uint32_t azq_cpu_features(void);
 #endif

@@ -1,5 +1,6 @@
 #include <stdatomic.h>
 #include <string.h>
+#include "amx.h"
 #include "azq.h"
 #include "azq_kernels.h"
 #include "azq_target.h"
@@ -12,6 +13,8 @@ static const azq_kernels *const tables[] = {
     &azq_kernels_avx2,
     &azq_kernels_avxvnni,
     &azq_kernels_avx512vnni,
+    &azq_kernels_avx512bf16,
+    &azq_kernels_amx,
 #endif
 };
 enum { N_TABLES = sizeof tables / sizeof *tables };
@@ -38,10 +41,21 @@ static uint32_t features(void) {
     return found;
 }
 
-static int usable(int index) {
+/* Why the ISA cannot be used; NULL when it can. */
+static const char *refusal(int index) {
     uint32_t needs = tables[index]->needs;
-    return (features() & needs) == needs;
+    if ((features() & needs) != needs) {
+        return "the processor lacks it, or the operating system has not enabled it";
+    }
+#if AZQ_X86
+    if (needs & AZQ_CPU_AMXBF16) {
+        return azq_amx_refusal();
+    }
+#endif
+    return NULL;
 }
+
+static int usable(int index) { return refusal(index) == NULL; }
 
 static void override_slots(azq_kernel_slots *below, const azq_kernel_slots *above) {
     slot lower[N_SLOTS], upper[N_SLOTS];
@@ -83,11 +97,45 @@ const azq_kernel_slots *azq_active(void) {
     return &merged[atomic_load_explicit(&active, memory_order_relaxed)];
 }
 
+const azq_kernels *azq_active_isa(void) {
+    prepare();
+    return tables[atomic_load_explicit(&active, memory_order_relaxed)];
+}
+
+/* The best table at or below the active one that fills the slot at this offset. */
+static const char *provider(size_t offset) {
+    prepare();
+    for (int i = atomic_load(&active); i >= 0; i--) {
+        slot filled;
+        memcpy(&filled, (const char *)&tables[i]->slots + offset, sizeof filled);
+        if (filled && usable(i)) {
+            return tables[i]->isa;
+        }
+    }
+    return NULL;
+}
+
+const char *azq_choice_isa(int type, int compute) {
+    if (type < 0 || type >= AZQ_TYPE_COUNT) {
+        return NULL;
+    }
+    switch (compute) {
+    case AZQ_COMPUTE_INT8: return provider(offsetof(azq_kernel_slots, gemm) + (size_t)type * sizeof(slot));
+    case AZQ_COMPUTE_BF16: return provider(offsetof(azq_kernel_slots, gemm_bf16));
+    case AZQ_COMPUTE_FP32: return provider(offsetof(azq_kernel_slots, dot4_f32));
+    default: return NULL;
+    }
+}
+
 int azq_isa_count(void) { return N_TABLES; }
 
 const char *azq_isa_name(int index) { return index < 0 || index >= N_TABLES ? NULL : tables[index]->isa; }
 
 int azq_isa_usable(int index) { return index >= 0 && index < N_TABLES && usable(index); }
+
+const char *azq_isa_refusal(int index) {
+    return index < 0 || index >= N_TABLES ? "azquant has no such instruction set" : refusal(index);
+}
 
 const char *azq_isa_active(void) {
     prepare();

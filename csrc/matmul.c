@@ -41,7 +41,7 @@ static void scratch_return(azq_scratch *s) {
     }
 }
 
-static azq_status reserve(azq_scratch *s, size_t act_bytes, size_t row_floats) {
+azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floats) {
     if (act_bytes > s->act_bytes) {
         azq_free(s->act);
         s->act_of = NULL;
@@ -81,9 +81,8 @@ typedef struct {
     int64_t panels_per_task, row_tasks;
 } matmul_job;
 
-/* c (columns) are the finished sums of row `row`, columns col .. col + columns - 1 of y. */
-static void finish(const matmul_job *job, int64_t row, int64_t col, int64_t columns, float *c) {
-    const azq_linear *layer = job->layer;
+void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
+                       int64_t ldy) {
     if (layer->bias) {
         for (int64_t j = 0; j < columns; j++) {
             c[j] += layer->bias[col + j];
@@ -92,7 +91,7 @@ static void finish(const matmul_job *job, int64_t row, int64_t col, int64_t colu
     if (layer->activation) {
         layer->activation(c, columns);
     }
-    float *y = job->y + row * job->ldy + col;
+    y += row * ldy + col;
     if (layer->residual) {
         const float *residual = layer->residual + row * layer->ld_residual + col;
         for (int64_t j = 0; j < columns; j++) {
@@ -162,7 +161,7 @@ static void int8_task(void *context, int64_t task, int worker) {
         int64_t columns = w->n - p * AZQ_PANEL < COLUMNS ? w->n - p * AZQ_PANEL : COLUMNS;
         columns = columns < n_panels * AZQ_PANEL ? columns : n_panels * AZQ_PANEL;
         for (int64_t r = 0; r < rows; r++) {
-            finish(job, row0 + r, p * AZQ_PANEL, columns, c + r * COLUMNS);
+            azq_linear_finish(job->layer, row0 + r, p * AZQ_PANEL, columns, c + r * COLUMNS, job->y, job->ldy);
         }
     }
 }
@@ -171,18 +170,19 @@ static azq_status run_int8(matmul_job *job) {
     azq_matrix *w = job->layer->w;
     azq_status status = azq_matrix_pack(w);
     if (status == AZQ_OK) {
-        status = reserve(job->scratch, act_size(job->m, w->k), 0);
+        status = azq_scratch_reserve(job->scratch, act_size(job->m, w->k), 0);
     }
     if (status != AZQ_OK) {
         return status;
     }
     act_view(job, job->m, w->k);
     azq_scratch *s = job->scratch;
-    if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k) {
+    if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_INT8) {
         azq_parallel((job->m + act_rows(w->k) - 1) / act_rows(w->k), AZQ_MAX_THREADS, act_task, job);
         s->act_of = job->x;
         s->act_m = job->m;
         s->act_k = w->k;
+        s->act_compute = AZQ_COMPUTE_INT8;
     }
     int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
     int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
@@ -219,14 +219,14 @@ static void fp32_task(void *context, int64_t task, int worker) {
         for (int64_t j = 0; j < columns; j += FP32_COLUMNS) {
             job->kernels->dot4_f32(job->x + r * job->ldx, rows + j * w->k, w->k, w->k, c + j);
         }
-        finish(job, r, first, columns, c);
+        azq_linear_finish(job->layer, r, first, columns, c, job->y, job->ldy);
     }
 }
 
 static azq_status run_fp32(matmul_job *job) {
     const azq_matrix *w = job->layer->w;
     /* AZQ_PANEL rows of floats, and the blocks of one row. */
-    azq_status status = reserve(job->scratch, 0, (size_t)(w->k * AZQ_PANEL + (w->row_bytes + 3) / 4));
+    azq_status status = azq_scratch_reserve(job->scratch, 0, (size_t)(w->k * AZQ_PANEL + (w->row_bytes + 3) / 4));
     if (status == AZQ_OK) {
         azq_parallel((w->n + AZQ_PANEL - 1) / AZQ_PANEL, job->scratch->workers, fp32_task, job);
     }
@@ -234,6 +234,19 @@ static azq_status run_fp32(matmul_job *job) {
 }
 
 /* ---- entries ------------------------------------------------------------------------------------- */
+
+int azq_choice(int type, int64_t m, int64_t n, int64_t k) {
+    (void)n; /* no crossover measured yet depends on them */
+    (void)k;
+    if (type < 0 || type >= AZQ_TYPE_COUNT) {
+        return AZQ_COMPUTE_FP32;
+    }
+    int64_t bf16_rows = azq_active_isa()->bf16_rows[type];
+    if (bf16_rows && m >= bf16_rows) {
+        return AZQ_COMPUTE_BF16;
+    }
+    return azq_active()->gemm[type] ? AZQ_COMPUTE_INT8 : AZQ_COMPUTE_FP32;
+}
 
 azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                           float *y, int64_t ldy, int compute) {
@@ -245,11 +258,13 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
         return AZQ_OK;
     }
     const azq_kernel_slots *kernels = azq_active();
-    int has_int8 = kernels->gemm[w->type] != NULL;
-    if (!has_int8) {
+    if (compute == AZQ_COMPUTE_AUTO) {
+        compute = azq_choice(w->type, m, w->n, w->k);
+    } else if (compute == AZQ_COMPUTE_INT8 && !kernels->gemm[w->type]) {
         compute = AZQ_COMPUTE_FP32;
-    } else if (compute == AZQ_COMPUTE_AUTO) {
-        compute = AZQ_COMPUTE_INT8;
+    }
+    if (compute == AZQ_COMPUTE_BF16) {
+        return azq_linear_bf16(layer, scratch, x, m, ldx, y, ldy);
     }
     matmul_job job = {.layer = layer, .kernels = kernels, .scratch = scratch, .x = x, .y = y, .m = m, .ldx = ldx, .ldy = ldy};
     return compute == AZQ_COMPUTE_INT8 ? run_int8(&job) : run_fp32(&job);
@@ -262,7 +277,7 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
     if (m < 0 || (m > 1 && (ldx < w->k || ldy < w->n))) {
         return AZQ_E_SHAPE;
     }
-    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32 ||
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_BF16 ||
         (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[w->type])) {
         return AZQ_E_TYPE;
     }
@@ -286,7 +301,7 @@ azq_status azq_matmul_packed(int type, const void *packed, int64_t n, int64_t k,
     if (m < 0) {
         return AZQ_E_SHAPE;
     }
-    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32 ||
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_BF16 ||
         (compute == AZQ_COMPUTE_INT8 && !azq_active()->gemm[type])) {
         return AZQ_E_TYPE;
     }

@@ -43,9 +43,10 @@ typedef struct {
     float *rows; /* per worker: dequantized rows and a tile of results */
     size_t row_floats;
     int workers;
-    /* The activations that `act` holds, so that weights with the same input share them. */
+    /* The activations that `act` holds and in what form, so that weights with the same input share them. */
     const float *act_of;
     int64_t act_m, act_k;
+    int act_compute; /* AZQ_COMPUTE_INT8 or AZQ_COMPUTE_BF16 */
 } azq_scratch;
 
 void azq_scratch_free(azq_scratch *s);
@@ -53,5 +54,18 @@ void azq_scratch_free(azq_scratch *s);
 /* y (m, n) = activation(x W^T + bias) + residual. A type without int8 kernels is computed in fp32. */
 azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                           float *y, int64_t ldy, int compute);
+
+/* ---- for the files that compute it ---- */
+
+/* At least act_bytes of `act` and row_floats of `rows` for each worker. */
+azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floats);
+
+/* c (columns): the sums of row `row`, columns col .. -> bias, activation, residual -> y (m, ldy). Changes c. */
+void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
+                       int64_t ldy);
+
+/* azq_linear_run in bf16; arguments as there, checked. */
+azq_status azq_linear_bf16(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
+                           float *y, int64_t ldy);
 
 #endif

@@ -29,15 +29,26 @@ uint64_t azq_stream_read(const void *data, int64_t bytes) {
     return atomic_load(&job.total);
 }
 
-static void peak_task(void *context, int64_t task, int worker) {
+static void int8_task(void *context, int64_t task, int worker) {
     (void)task;
     (void)worker;
     measure_job *job = context;
     atomic_fetch_add(&job->total, (uint64_t)azq_active()->peak_int8(job->rounds));
 }
 
-int64_t azq_peak_int8(int64_t rounds) {
+static void bf16_task(void *context, int64_t task, int worker) {
+    (void)task;
+    (void)worker;
+    measure_job *job = context;
+    atomic_fetch_add(&job->total, (uint64_t)azq_active()->peak_bf16(job->rounds));
+}
+
+static int64_t peak(int64_t rounds, azq_task_fn *fn) {
     measure_job job = {.rounds = rounds > 0 ? rounds : 0};
-    azq_parallel(azq_threads(), AZQ_MAX_THREADS, peak_task, &job);
+    azq_parallel(azq_threads(), AZQ_MAX_THREADS, fn, &job);
     return (int64_t)atomic_load(&job.total);
 }
+
+int64_t azq_peak_int8(int64_t rounds) { return peak(rounds, int8_task); }
+
+int64_t azq_peak_bf16(int64_t rounds) { return azq_active()->peak_bf16 ? peak(rounds, bf16_task) : 0; }

@@ -216,7 +216,7 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
     if (n_tokens < 0 || n_tokens > 1 << 20 || n_out < 0 || n_out > 1 << 20) {
         return AZQ_E_SHAPE;
     }
-    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_FP32) {
+    if (compute < AZQ_COMPUTE_AUTO || compute > AZQ_COMPUTE_BF16) {
         return AZQ_E_TYPE;
     }
     azq_step step = {azq_active(), kv, compute, n_tokens, n_out, tokens, sequence, position, out_rows};

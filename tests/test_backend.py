@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_tokenizer_backend", "_version", "architectures", "checkpoint", "errors", "gguf", "imatrix", "ops",
         "pretokenizer", "tensor", "tokenizer", "types"
     },
-    "cpu": {"_backend", "errors"},
+    "cpu": {"_backend", "errors", "types"},
     "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
     "errors": set(),
     "gguf": {"_backend", "errors", "types"},

@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "bf16.h"
 #include "families.h"
 #include "gemm_types.h"
 
@@ -418,6 +419,7 @@ const azq_kernels azq_kernels_avx2 = {
             AZQ_GEMM_TYPES_SLOTS(avx2),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
+            AZQ_BF16_SLOTS(avx2),
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,

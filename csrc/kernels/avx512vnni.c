@@ -13,6 +13,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "bf16.h"
 #include "families.h"
 #include "gemm_types.h"
 
@@ -207,6 +208,7 @@ const azq_kernels azq_kernels_avx512vnni = {
     .slots = {AZQ_BLOCK_SLOTS,
               AZQ_FAMILY_SEARCH(avx512),
               AZQ_FAMILY_WEIGHTED(avx512),
+              AZQ_BF16_SLOTS(avx512),
               AZQ_VEC_SLOTS,
               AZQ_EXP_SLOTS,
               AZQ_ATTEND_SLOTS,

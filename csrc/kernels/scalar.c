@@ -2,6 +2,7 @@
 #include "../azq_kernels.h"
 #include <assert.h>
 #include "../azq_half.h"
+#include "bf16.h"
 #include "families.h"
 #include "gemm_types.h"
 #include "rounding.h"
@@ -312,6 +313,7 @@ const azq_kernels azq_kernels_scalar = {
             AZQ_GEMM_TYPES_SLOTS(scalar),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
+            AZQ_BF16_SLOTS(scalar),
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,

@@ -199,12 +199,14 @@ int main(int argc, char **argv) {
         memset(driven, 0, sizeof driven);
         check_blocks(isa, azq_active(), rounds);
         check_gemm(isa, azq_active(), rounds);
+        check_bf16(isa, azq_active(), rounds);
         check_vectors(isa, azq_active(), rounds);
         check_coverage(isa, azq_active());
         check_golden(isa);
         check_api(isa);
         check_programs(isa);
     }
+    check_amx(rounds);
     check_arguments();
     check_threads();
     printf("%ld passed, %ld failed\n", count.passed, count.failed);

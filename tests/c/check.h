@@ -64,6 +64,9 @@ int64_t block_elements(int type);
 
 void check_blocks(const char *isa, const azq_kernel_slots *slots, int rounds);
 void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds);
+void check_bf16(const char *isa, const azq_kernel_slots *slots, int rounds);
+/* AMX where the machine lacks it; see amx_emulator.h. */
+void check_amx(int rounds);
 void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds);
 void check_golden(const char *isa);
 void check_api(const char *isa);
