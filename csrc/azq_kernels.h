@@ -6,7 +6,7 @@
  * know nothing of status codes, threads or dispatch. An empty slot falls to the next lower ISA. */
 
 /* ---- packed weights ---------------------------------------------------------------------------
- * One layout for every x86 kernel. 16 columns (rows of W) make a panel; a panel runs along K in groups
+ * One layout for every kernel. 16 columns (rows of W) make a panel; a panel runs along K in groups
  * of four blocks (128 of K; the last group may have fewer):
  *
  *   Q4_0 group of b blocks: b heads of 16 fp16 scales, then b * 256 bytes of nibbles   (b = 4: 1152 bytes)
@@ -20,7 +20,8 @@
  *   low  nibble          k+0       k+4       k+1       k+5
  *   high nibble          k+2       k+6       k+3       k+7
  *
- * so `line & 0x0f` and `line >> 4 & 0x0f` are two VNNI operands whose bytes are (0,4,1,5) and (2,6,3,7).
+ * so `line & 0x0f` and `line >> 4 & 0x0f` are two operands of a four-byte dot product (VNNI, sdot), whose bytes
+ * are (0,4,1,5) and (2,6,3,7); interleaved by dwords they are smmla's, two columns of eight k.
  * Q8_0 stores those two operands as two lines. Q6_K stores q + 32, low four bits as Q4_0 does; two more lines
  * hold the high bits: operand o (line o / 2, low nibbles first) in bits 2 * (o % 4) of line o / 4. Activations are laid down in the same order, so a dot
  * product never shuffles. Columns past n hold scale 0 and weight 0.
@@ -169,6 +170,9 @@ extern const azq_kernels azq_kernels_avxvnni;
 extern const azq_kernels azq_kernels_avx512vnni;
 extern const azq_kernels azq_kernels_avx512bf16;
 extern const azq_kernels azq_kernels_amx;
+extern const azq_kernels azq_kernels_neon;
+extern const azq_kernels azq_kernels_dotprod;
+extern const azq_kernels azq_kernels_i8mm;
 
 /* Bytes of one block in a packed panel, its head and its lines; 0 when the type has no packed form. */
 int64_t azq_head_bytes(int type);

@@ -19,4 +19,21 @@
 #define AZQ_X86 0
 #endif
 
+/* clang 15 and before know the later instructions only where the whole file may use them. */
+#if defined(__aarch64__) && defined(__AARCH64EL__) && defined(__GNUC__)
+#define AZQ_ARM64 1
+#else
+#define AZQ_ARM64 0
+#endif
+#if AZQ_ARM64 && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define AZQ_ARM64_DOTPROD 1
+#else
+#define AZQ_ARM64_DOTPROD 0
+#endif
+#if AZQ_ARM64_DOTPROD && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8))
+#define AZQ_ARM64_I8MM 1
+#else
+#define AZQ_ARM64_I8MM 0
+#endif
+
 #endif

@@ -47,6 +47,46 @@ uint32_t azq_cpu_features(void) {
     return features;
 }
 
+#elif AZQ_ARM64 && defined(__linux__)
+#include <sys/auxv.h>
+
+/* The kernel's own bits (asm/hwcap.h), which old headers lack. */
+uint32_t azq_cpu_features(void) {
+    const unsigned long asimddp = 1ul << 20 /* of AT_HWCAP */, i8mm = 1ul << 13 /* of AT_HWCAP2 */;
+    uint32_t features = AZQ_CPU_NEON;
+    if (getauxval(AT_HWCAP) & asimddp) {
+        features |= AZQ_CPU_DOTPROD;
+    }
+    if (getauxval(AT_HWCAP2) & i8mm) {
+        features |= AZQ_CPU_I8MM;
+    }
+    return features;
+}
+
+#elif AZQ_ARM64 && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int has(const char *name) {
+    int32_t value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+
+uint32_t azq_cpu_features(void) {
+    uint32_t features = AZQ_CPU_NEON;
+    if (has("hw.optional.arm.FEAT_DotProd")) {
+        features |= AZQ_CPU_DOTPROD;
+    }
+    if (has("hw.optional.arm.FEAT_I8MM")) {
+        features |= AZQ_CPU_I8MM;
+    }
+    return features;
+}
+
+#elif AZQ_ARM64
+
+uint32_t azq_cpu_features(void) { return AZQ_CPU_NEON; }
+
 #else
 
 uint32_t azq_cpu_features(void) { return 0; }

@@ -15,6 +15,14 @@ static const azq_kernels *const tables[] = {
     &azq_kernels_avx512vnni,
     &azq_kernels_avx512bf16,
     &azq_kernels_amx,
+#elif AZQ_ARM64
+    &azq_kernels_neon,
+#if AZQ_ARM64_DOTPROD
+    &azq_kernels_dotprod,
+#endif
+#if AZQ_ARM64_I8MM
+    &azq_kernels_i8mm,
+#endif
 #endif
 };
 enum { N_TABLES = sizeof tables / sizeof *tables };

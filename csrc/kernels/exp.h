@@ -1,6 +1,6 @@
 /* Softmax and activations. Compiled by every ISA file over its own vectors, which it defines beforehand:
  *
- *   vf, LANES (1, 8 or 16), V_ZERO, v_set(x), v_load(p), v_store(p, v)
+ *   vf, LANES (1, 4, 8 or 16), V_ZERO, v_set(x), v_load(p), v_store(p, v)
  *   v_add v_sub v_mul v_div, v_fma(a, b, c) = a * b + c, rounded once
  *   v_max(a, b), v_min(a, b): b when either is NaN (as x86 has it)
  *   v_scale(p, n): p * 2^n for whole n that keep it a normal number; NaN when p is

@@ -1,6 +1,9 @@
 /* Drives every slot of every kernel table that this machine can run, and the C API above them.
  *
- *   check [rounds]     one line per ISA and group, then "N passed, N failed"; exit code 1 on a failure
+ *   check [rounds [isa ...]]    one line per ISA and group, then "N passed, N failed"; exit code 1 on a failure
+ *
+ * Of the ISAs named (all when none is) those that the machine lacks are skipped; one that does not exist is an
+ * error.
  *
  * The scalar kernels are the definition: every other ISA must give their bits. The scalar ones themselves are
  * held against golden hashes of ggml's reference quantizers (make_golden.py) and against sums in double. */
@@ -185,10 +188,39 @@ int64_t block_elements(int type) {
     return 0;
 }
 
+/* Whether the arguments from the second on name the ISA, or there are none. */
+static int wanted(int argc, char **argv, const char *isa) {
+    for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], isa) == 0) {
+            return 1;
+        }
+    }
+    return argc <= 2;
+}
+
+static int is_isa(const char *name) {
+    for (int i = 0; i < azq_isa_count(); i++) {
+        if (strcmp(azq_isa_name(i), name) == 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     int rounds = argc > 1 ? atoi(argv[1]) : 1;
+    for (int i = 2; i < argc; i++) {
+        if (!is_isa(argv[i])) {
+            printf("%s is no ISA of this build\n", argv[i]);
+            return 2;
+        }
+    }
+    printf("%-12s is what dispatch chose\n", azq_isa_active());
     for (int i = 0; i < azq_isa_count(); i++) {
         const char *isa = azq_isa_name(i);
+        if (!wanted(argc, argv, isa)) {
+            continue;
+        }
         if (!azq_isa_usable(i)) {
             printf("%-12s skipped: not on this machine\n", isa);
             continue;
