@@ -39,6 +39,7 @@ struct azq_program {
     float *scores;
     int64_t score_columns;
     int score_workers;
+    double *seconds; /* (n_ops), the caller's: where each step adds what its ops took; or NULL */
 };
 
 azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step);
