@@ -184,6 +184,13 @@ static void find_spans(azq_program *p, const azq_step *step) {
             p->spans[p->n_spans++] = (azq_span){t, 1};
         }
     }
+    enum { MOST_COMPARED = 64 };
+    p->lone_spans = p->n_spans <= MOST_COMPARED;
+    for (int64_t i = 0; p->lone_spans && i < p->n_spans; i++) {
+        for (int64_t j = 0; j < i; j++) {
+            p->lone_spans &= step->sequence[p->spans[i].row] != step->sequence[p->spans[j].row];
+        }
+    }
 }
 
 static azq_status check_batch(const azq_program *p, const azq_step *step) {

@@ -35,6 +35,7 @@ struct azq_program {
     size_t rope_floats;
     azq_span *spans; /* of the step; room for token_rows */
     int64_t n_spans;
+    int lone_spans; /* no sequence has two: keys and values of one span are of no interest to another */
     /* attention scores, (workers, 4, score_columns) */
     float *scores;
     int64_t score_columns;
