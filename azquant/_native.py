@@ -384,6 +384,13 @@ class Program:
         check(lib.azq_program_create(ops, len(spec.ops), buffers, len(spec.buffers), handle), "program")
         self._handle = ffi.gc(handle[0], lib.azq_program_free)
 
+    def measure(self, seconds: npt.NDArray[np.float64] | None) -> None:
+        """From now on every step adds to ``seconds`` (ops,) what each op took; ``None`` ends it."""
+        with self._lock:
+            pointer = ffi.NULL if seconds is None else ffi.from_buffer("double[]", seconds)
+            check(lib.azq_program_measure(self._handle, pointer), "measuring a program")
+            self._seconds = seconds  # kept alive
+
     @staticmethod
     def _fill(target: Any, op: Op[Matrix]) -> None:
         target.kind = KINDS[op.kind]

@@ -205,6 +205,9 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
                             const int32_t *sequence, const int32_t *position, int64_t n_out,
                             const int32_t *out_rows, float *logits);
 
+/* From now on every step adds to seconds (n_ops), the caller's, what each op took. NULL ends it. */
+azq_status azq_program_measure(azq_program *p, double *seconds);
+
 /* ---- the machine's limits --------------------------------------------------------------------- */
 
 /* Reads bytes (a multiple of 64 is read) once, over the threads; returns a value that depends on all of them. */

@@ -1,3 +1,7 @@
+#ifdef __linux__
+#define _GNU_SOURCE /* madvise */
+#include <sys/mman.h>
+#endif
 #include "kv.h"
 #include <stdlib.h>
 #include <string.h>
@@ -5,6 +9,29 @@
 /* Five factors below 2^40 each multiply without wrapping when checked one by one. */
 static int multiply(size_t *total, int64_t factor) {
     return factor > 0 && !__builtin_mul_overflow(*total, (size_t)factor, total) && *total <= PTRDIFF_MAX / 2;
+}
+
+/* Two arrays of zero pages, on cache lines: memory is taken when a position is written. A step reads all that a
+ * sequence has written, a little from each head, so small pages cost it dearly; large ones are asked for where
+ * a sequence is small enough to be had whole. */
+static int allocate(azq_kv *kv, size_t bytes) {
+    enum { LINE = 64, PAGE = 4096 };
+    const size_t most = (size_t)1 << 27; /* bytes of one sequence's keys */
+    size_t one = (bytes + LINE - 1) / LINE * LINE;
+    kv->memory = calloc(2 * one + LINE, 1);
+    if (!kv->memory) {
+        return 0;
+    }
+    uintptr_t start = (uintptr_t)kv->memory;
+    kv->keys = (uint8_t *)kv->memory + (LINE - start % LINE) % LINE;
+    kv->values = kv->keys + one;
+#ifdef MADV_HUGEPAGE
+    uintptr_t first = (start + PAGE - 1) / PAGE * PAGE, end = (start + 2 * one) / PAGE * PAGE;
+    if (bytes / (size_t)kv->n_seq <= most && end > first) {
+        (void)madvise((uint8_t *)kv->memory + (first - start), end - first, MADV_HUGEPAGE); /* a wish */
+    }
+#endif
+    return 1;
 }
 
 azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t n_head_kv, int64_t head_dim, int type,
@@ -27,10 +54,8 @@ azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t 
     if (!kv) {
         return AZQ_E_NOMEM;
     }
-    *kv = (azq_kv){n_layer, n_seq, n_ctx, n_head_kv, head_dim, room, type, element, NULL, NULL};
-    kv->keys = calloc(bytes, 1); /* zero pages: memory is taken when a position is written */
-    kv->values = calloc(bytes, 1);
-    if (!kv->keys || !kv->values) {
+    *kv = (azq_kv){n_layer, n_seq, n_ctx, n_head_kv, head_dim, room, type, element, NULL, NULL, NULL};
+    if (!allocate(kv, bytes)) {
         azq_kv_free(kv);
         return AZQ_E_NOMEM;
     }
@@ -40,8 +65,7 @@ azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t 
 
 void azq_kv_free(azq_kv *kv) {
     if (kv) {
-        free(kv->keys);
-        free(kv->values);
+        free(kv->memory);
         free(kv);
     }
 }

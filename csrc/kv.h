@@ -13,6 +13,7 @@ struct azq_kv {
     int type;
     size_t element; /* bytes of one number */
     uint8_t *keys, *values;
+    void *memory; /* of both */
 };
 
 /* Byte offset of position 0 of one head. */

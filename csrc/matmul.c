@@ -12,6 +12,7 @@ enum {
     ACT_PER_TASK = 16384,    /* activations quantized by one task: some 2 us */
     FP32_COLUMNS = 4,        /* columns of y made by one dot4 */
     KEPT_BYTES = 16 << 20,   /* most memory that stays with us between two calls */
+    MAX_BANDS = 512,
 };
 
 /* ---- scratch ------------------------------------------------------------------------------------ */
@@ -78,7 +79,9 @@ typedef struct {
     float *y;
     int64_t m, ldx, ldy;
     azq_act act;
-    int64_t panels_per_task, row_tasks;
+    int64_t row_tasks;
+    int32_t starts[MAX_BANDS + 1]; /* first panel of each band of panels, and their end */
+    int64_t bands;
 } matmul_job;
 
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
@@ -150,9 +153,7 @@ static void int8_task(void *context, int64_t task, int worker) {
     azq_gemm_fn *gemm = job->kernels->gemm[w->type];
     int64_t row0 = task % job->row_tasks * ROWS_PER_TASK;
     int64_t rows = job->m - row0 < ROWS_PER_TASK ? job->m - row0 : ROWS_PER_TASK;
-    int64_t panel0 = task / job->row_tasks * job->panels_per_task;
-    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
-    int64_t panel_end = panel0 + job->panels_per_task < panels ? panel0 + job->panels_per_task : panels;
+    int64_t panel0 = job->starts[task / job->row_tasks], panel_end = job->starts[task / job->row_tasks + 1];
     enum { COLUMNS = PANELS_PER_CALL * AZQ_PANEL };
     float c[ROWS_PER_TASK * COLUMNS];
     for (int64_t p = panel0; p < panel_end; p += PANELS_PER_CALL) {
@@ -164,6 +165,27 @@ static void int8_task(void *context, int64_t task, int worker) {
             azq_linear_finish(job->layer, row0 + r, p * AZQ_PANEL, columns, c + r * COLUMNS, job->y, job->ldy);
         }
     }
+}
+
+/* Bands of panels, long ones first: each a share of what is left, so that no thread waits long for the last
+ * one, but worth handing out. How long a panel takes is guessed from its bytes and its multiply-adds. */
+static void make_bands(matmul_job *job) {
+    enum { SHARES = 2, BYTES_PER_MICROSECOND = 30000, MACS_PER_MICROSECOND = 250000, LEAST_MICROSECONDS = 3 };
+    const azq_matrix *w = job->layer->w;
+    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL, threads = azq_threads();
+    int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
+    double cost = (double)w->panel_bytes / BYTES_PER_MICROSECOND + (double)(rows * w->k * AZQ_PANEL) / MACS_PER_MICROSECOND;
+    int64_t least = (int64_t)((LEAST_MICROSECONDS + cost) / cost);
+    least = least > panels / MAX_BANDS + 1 ? least : panels / MAX_BANDS + 1;
+    job->bands = 0;
+    for (int64_t panel = 0; panel < panels;) {
+        int64_t band = (panels - panel) / (SHARES * threads);
+        band = (band > least ? band : least) + 1;
+        band -= band & 1; /* kernels take two panels at a time */
+        job->starts[job->bands++] = (int32_t)panel;
+        panel += band;
+    }
+    job->starts[job->bands] = (int32_t)panels;
 }
 
 static azq_status run_int8(matmul_job *job) {
@@ -184,17 +206,9 @@ static azq_status run_int8(matmul_job *job) {
         s->act_k = w->k;
         s->act_compute = AZQ_COMPUTE_INT8;
     }
-    int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL;
-    int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
-    /* Half a million multiply-adds a task at the least (1 to 3 us), and enough tasks that no thread waits long for
-     * the last: with 8 a thread instead of 32 the second of two threads idled for 4% of the time. */
-    int64_t per_task = (1 << 19) / (rows * w->k * AZQ_PANEL + 1) + 1;
-    int64_t spread = panels / (32 * azq_threads()) + 1;
-    per_task = per_task > spread ? per_task : spread;
-    job->panels_per_task = (per_task + PANELS_PER_CALL - 1) / PANELS_PER_CALL * PANELS_PER_CALL;
     job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
-    azq_parallel((panels + job->panels_per_task - 1) / job->panels_per_task * job->row_tasks, AZQ_MAX_THREADS, int8_task,
-                 job);
+    make_bands(job);
+    azq_parallel(job->bands * job->row_tasks, AZQ_MAX_THREADS, int8_task, job);
     return AZQ_OK;
 }
 

@@ -11,7 +11,7 @@ typedef struct {
     int64_t rows;
 } op_job;
 
-enum { ROWS_PER_TASK = 8 };
+enum { ROWS_PER_TASK = 8, HEADS_PER_TASK = 4 };
 
 static float *row_of(const azq_program *p, int32_t buffer, int64_t row, int64_t col) {
     return p->data[buffer] + row * p->buffers[buffer].width + col;
@@ -197,47 +197,54 @@ static azq_status run_rope(azq_program *p, const azq_op *op, const azq_step *ste
 
 /* ---- attention ---------------------------------------------------------------------------------- */
 
-static void store_kv_row(const op_job *job, int64_t row) {
+typedef struct {
+    op_job job;
+    int64_t heads_per_task, head_tasks; /* kv heads of one task; tasks of one span */
+    int stores;                         /* each task stores its keys and values first */
+} attention_job;
+
+static void store_kv(const op_job *job, int64_t row, int64_t head) {
     const azq_op *op = job->op;
     azq_kv *kv = job->step->kv;
     int64_t dim = op->head_dim, position = job->step->position[row];
     int64_t tile = position / AZQ_KV_TILE, lane = position % AZQ_KV_TILE;
     azq_quantize_row_fn *store = job->step->kernels->quantize_row[kv->type];
-    const float *k = row_of(job->p, op->a, row, op->a_col + op->n_head * dim);
+    const float *k = row_of(job->p, op->a, row, op->a_col + (op->n_head + head) * dim);
     const float *v = k + op->n_head_kv * dim;
-    for (int64_t head = 0; head < op->n_head_kv; head++, k += dim, v += dim) {
-        size_t base = azq_kv_offset(kv, op->layer, job->step->sequence[row], head);
-        store(v, kv->values + base + (size_t)(position * dim) * kv->element, dim);
-        uint8_t *key = kv->keys + base + (size_t)(tile * AZQ_KV_TILE * dim + lane) * kv->element;
-        if (kv->type == AZQ_TYPE_F16) {
-            uint16_t halves[64];
-            for (int64_t d = 0; d < dim; d += 64) {
-                int64_t n = dim - d < 64 ? dim - d : 64;
-                store(k + d, halves, n);
-                for (int64_t i = 0; i < n; i++) {
-                    ((uint16_t *)key)[(d + i) * AZQ_KV_TILE] = halves[i];
-                }
+    size_t base = azq_kv_offset(kv, op->layer, job->step->sequence[row], head);
+    store(v, kv->values + base + (size_t)(position * dim) * kv->element, dim);
+    uint8_t *key = kv->keys + base + (size_t)(tile * AZQ_KV_TILE * dim + lane) * kv->element;
+    if (kv->type == AZQ_TYPE_F16) {
+        uint16_t halves[64];
+        for (int64_t d = 0; d < dim; d += 64) {
+            int64_t n = dim - d < 64 ? dim - d : 64;
+            store(k + d, halves, n);
+            for (int64_t i = 0; i < n; i++) {
+                ((uint16_t *)key)[(d + i) * AZQ_KV_TILE] = halves[i];
             }
-        } else {
-            for (int64_t d = 0; d < dim; d++) {
-                ((float *)key)[d * AZQ_KV_TILE] = k[d];
-            }
+        }
+    } else {
+        for (int64_t d = 0; d < dim; d++) {
+            ((float *)key)[d * AZQ_KV_TILE] = k[d];
         }
     }
 }
 
+static void store_span(const op_job *job, const azq_span *span, int64_t head) {
+    for (int64_t row = span->row; row < span->row + span->n; row++) {
+        store_kv(job, row, head);
+    }
+}
+
 /* A span of tokens of one sequence, for one kv head: every query head that shares it. */
-static void attention_task(void *context, int64_t task, int worker) {
-    const op_job *job = context;
+static void attend_span(const op_job *job, const azq_span *span, int64_t kv_head, float *scores) {
     const azq_op *op = job->op;
     const azq_step *step = job->step;
     const azq_kv *kv = step->kv;
-    const azq_span *span = &job->p->spans[task / op->n_head_kv];
-    int64_t kv_head = task % op->n_head_kv, group = op->n_head / op->n_head_kv, dim = op->head_dim;
+    int64_t group = op->n_head / op->n_head_kv, dim = op->head_dim;
     size_t base = azq_kv_offset(kv, op->layer, step->sequence[span->row], kv_head);
     azq_attend_fn *attend = kv->type == AZQ_TYPE_F16 ? step->kernels->attend_f16 : step->kernels->attend_f32;
     azq_attend_head head_cache = {kv->keys + base, kv->values + base, dim, op->scale, op->softcap};
-    float *scores = job->p->scores + (size_t)worker * 4 * (size_t)job->p->score_columns;
     azq_attend_row rows[AZQ_SPAN_ROWS];
     int64_t n = 0;
     for (int64_t row = span->row; row < span->row + span->n; row++) {
@@ -253,6 +260,38 @@ static void attention_task(void *context, int64_t task, int worker) {
         }
     }
     attend(rows, n, &head_cache, scores, job->p->score_columns);
+}
+
+static void attention_heads(const attention_job *attention, int64_t task, const azq_span **span, int64_t *first,
+                            int64_t *end) {
+    int64_t n_head_kv = attention->job.op->n_head_kv;
+    *span = &attention->job.p->spans[task / attention->head_tasks];
+    *first = task % attention->head_tasks * attention->heads_per_task;
+    *end = *first + attention->heads_per_task < n_head_kv ? *first + attention->heads_per_task : n_head_kv;
+}
+
+static void store_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const attention_job *attention = context;
+    const azq_span *span;
+    int64_t head, end;
+    for (attention_heads(attention, task, &span, &head, &end); head < end; head++) {
+        store_span(&attention->job, span, head);
+    }
+}
+
+static void attention_task(void *context, int64_t task, int worker) {
+    const attention_job *attention = context;
+    const azq_program *p = attention->job.p;
+    const azq_span *span;
+    int64_t head, end;
+    float *scores = p->scores + (size_t)worker * 4 * (size_t)p->score_columns;
+    for (attention_heads(attention, task, &span, &head, &end); head < end; head++) {
+        if (attention->stores) {
+            store_span(&attention->job, span, head);
+        }
+        attend_span(&attention->job, span, head, scores);
+    }
 }
 
 static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step *step) {
@@ -271,9 +310,15 @@ static azq_status run_attention(azq_program *p, const azq_op *op, const azq_step
         p->score_columns = kv->room;
         p->score_workers = workers;
     }
-    for_each_row(p, op, step, store_kv_row);
-    op_job job = {p, op, step, step->n_tokens};
-    azq_parallel(p->n_spans * op->n_head_kv, p->score_workers, attention_task, &job);
+    /* A few heads at a time where there are many tasks: one after the other lies in memory. */
+    int64_t heads = p->n_spans * op->n_head_kv / (2 * azq_threads());
+    heads = heads < 1 ? 1 : heads > HEADS_PER_TASK ? HEADS_PER_TASK : heads;
+    attention_job attention = {{p, op, step, step->n_tokens}, heads, (op->n_head_kv + heads - 1) / heads, p->lone_spans};
+    int64_t tasks = p->n_spans * attention.head_tasks;
+    if (!attention.stores) {
+        azq_parallel(tasks, AZQ_MAX_THREADS, store_task, &attention);
+    }
+    azq_parallel(tasks, p->score_workers, attention_task, &attention);
     return AZQ_OK;
 }
 

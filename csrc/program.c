@@ -2,6 +2,7 @@
 #include "program.h"
 #include <stdlib.h>
 #include <string.h>
+#include "threads.h"
 
 /* ---- checks ------------------------------------------------------------------------------------- */
 
@@ -183,6 +184,13 @@ static void find_spans(azq_program *p, const azq_step *step) {
             p->spans[p->n_spans++] = (azq_span){t, 1};
         }
     }
+    enum { MOST_COMPARED = 64 };
+    p->lone_spans = p->n_spans <= MOST_COMPARED;
+    for (int64_t i = 0; p->lone_spans && i < p->n_spans; i++) {
+        for (int64_t j = 0; j < i; j++) {
+            p->lone_spans &= step->sequence[p->spans[i].row] != step->sequence[p->spans[j].row];
+        }
+    }
 }
 
 static azq_status check_batch(const azq_program *p, const azq_step *step) {
@@ -236,10 +244,22 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
     p->scratch.act_of = NULL;
     for (int64_t i = 0; status == AZQ_OK && i < p->n_ops; i++) {
         int64_t rows = p->buffers[p->ops[i].out].outputs ? n_out : n_tokens;
+        int64_t begun = p->seconds ? azq_nanoseconds() : 0;
         if (rows > 0) {
             status = azq_run_op(p, &p->ops[i], &step);
+        }
+        if (p->seconds) {
+            p->seconds[i] += (double)(azq_nanoseconds() - begun) * 1e-9;
         }
     }
     p->data[last] = NULL;
     return status;
+}
+
+azq_status azq_program_measure(azq_program *p, double *seconds) {
+    if (!p) {
+        return AZQ_E_NULL;
+    }
+    p->seconds = seconds;
+    return AZQ_OK;
 }

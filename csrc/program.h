@@ -35,10 +35,12 @@ struct azq_program {
     size_t rope_floats;
     azq_span *spans; /* of the step; room for token_rows */
     int64_t n_spans;
+    int lone_spans; /* no sequence has two: keys and values of one span are of no interest to another */
     /* attention scores, (workers, 4, score_columns) */
     float *scores;
     int64_t score_columns;
     int score_workers;
+    double *seconds; /* (n_ops), the caller's: where each step adds what its ops took; or NULL */
 };
 
 azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step);

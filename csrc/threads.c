@@ -1,4 +1,6 @@
-#ifndef _POSIX_C_SOURCE
+#ifdef __linux__
+#define _GNU_SOURCE /* sched_getcpu, sched_setaffinity */
+#elif !defined _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, with -std=c11 */
 #endif
 #include "threads.h"
@@ -27,6 +29,7 @@ static struct {
     azq_task_fn *fn;
     void *context;
     uint32_t n_tasks;
+    _Atomic int owner_cpu; /* where the owner was when it published the job; -1 when the system does not say */
 } pool = {
     .owner = PTHREAD_MUTEX_INITIALIZER,
     .sleep = PTHREAD_MUTEX_INITIALIZER,
@@ -38,11 +41,13 @@ static struct {
  * next job finds it at once. For the latter part it gives its processor to anyone who wants it. */
 enum { AWAKE_MICROSECONDS = 150, ALONE_MICROSECONDS = 50, PAUSES_PER_LOOK = 64 };
 
-static int64_t microseconds(void) {
+int64_t azq_nanoseconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+static int64_t microseconds(void) { return azq_nanoseconds() / 1000; }
 
 static inline void relax(void) {
 #if AZQ_X86
@@ -76,6 +81,38 @@ static void work(uint32_t generation, int worker) {
     }
 }
 
+/* ---- one processor each ---------------------------------------------------------------------------
+ * A system with other work to do may wake a worker on the processor of the thread that woke it, and leave it
+ * there for many jobs: the two then take turns. A worker that finds itself beside the owner moves away once
+ * and is free to be moved again. */
+
+#ifdef __linux__
+enum { MOVE_MICROSECONDS = 2000 }; /* not more often than this */
+
+static int this_cpu(void) { return sched_getcpu(); }
+
+static void keep_apart(int64_t *last_move) {
+    int cpu = sched_getcpu();
+    if (cpu < 0 || cpu != atomic_load_explicit(&pool.owner_cpu, memory_order_relaxed) || cpu >= CPU_SETSIZE) {
+        return;
+    }
+    int64_t now = microseconds();
+    cpu_set_t allowed, others;
+    if (now - *last_move < MOVE_MICROSECONDS || sched_getaffinity(0, sizeof allowed, &allowed) != 0) {
+        return;
+    }
+    *last_move = now;
+    others = allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) {
+        sched_setaffinity(0, sizeof allowed, &allowed);
+    }
+}
+#else
+static int this_cpu(void) { return -1; }
+static void keep_apart(int64_t *last_move) { (void)last_move; }
+#endif
+
 static uint32_t current_generation(void) {
     return (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_acquire) >> 32);
 }
@@ -104,6 +141,7 @@ static uint32_t stay_awake(uint32_t seen) {
 static void *worker_main(void *argument) {
     int worker = (int)(intptr_t)argument;
     uint32_t seen = 0;
+    int64_t last_move = 0;
     for (;;) {
         uint32_t generation = stay_awake(seen);
         if (generation == seen) {
@@ -117,6 +155,7 @@ static void *worker_main(void *argument) {
         }
         seen = generation;
         if (worker < atomic_load(&pool.n_active)) {
+            keep_apart(&last_move);
             work(generation, worker);
         }
     }
@@ -167,6 +206,7 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
     pool.fn = fn;
     pool.context = context;
     pool.n_tasks = (uint32_t)n_tasks;
+    atomic_store_explicit(&pool.owner_cpu, this_cpu(), memory_order_relaxed);
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     atomic_store(&pool.n_active, n);
     uint32_t generation = (uint32_t)(atomic_load_explicit(&pool.ticket, memory_order_relaxed) >> 32) + 1;

@@ -16,4 +16,6 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
 /* Calls of this thread use n threads instead of azq_threads_set's number, until n = 0. */
 void azq_threads_here(int n);
 
+int64_t azq_nanoseconds(void); /* of a clock that only goes forward */
+
 #endif

@@ -3,7 +3,7 @@
  *
  *   vf, LANES, V_ZERO, v_set(x), v_load(p), v_store(p, v), v_fma(a, b, c), v_mul, v_add, v_div   its vectors
  *   AZQ_TILES_1, AZQ_TILES_4          tiles of 16 positions at once for one row and for four rows
- *   AZQ_MIX_1                         vectors of results at once for one row (at most 8; 2 when not defined)
+ *   AZQ_MIX_1                         vectors of results at once for one row (at most 8; 4 when not defined)
  *   AZQ_KV, v_load_kv(p), kv_value(x) the cache's element, a vector and a number of it in fp32
  *   AZQ_ATTEND(part)                  names
  *
@@ -12,23 +12,30 @@
  * gives the same bits, whichever rows are computed together. */
 
 #ifndef AZQ_MIX_1
-#define AZQ_MIX_1 2
+#define AZQ_MIX_1 4
 #endif
 
 enum { AZQ_ATTEND(VECTORS) = 16 / LANES }; /* vectors per tile of positions */
 
-/* scores (R, ld) of R rows against B tiles. */
-AZQ_INLINE void AZQ_ATTEND(scores)(const azq_attend_row *rows, int R, const AZQ_KV *tiles, int B, int64_t dim,
-                                   float scale, float *scores, int64_t ld) {
-    enum { V = AZQ_ATTEND(VECTORS) };
+/* scores (R, ld) of R rows against tiles tile .. tile + B - 1; returns the next one. A row by itself waits for
+ * memory: the values of the same positions are fetched meanwhile. */
+AZQ_INLINE int64_t AZQ_ATTEND(some)(const azq_attend_row *rows, int R, const azq_attend_head *head, int64_t tile, int B,
+                                    float *scores, int64_t ld) {
+    enum { V = AZQ_ATTEND(VECTORS), LINE = 64 / sizeof(AZQ_KV) };
+    int64_t dim = head->dim;
+    const AZQ_KV *keys = (const AZQ_KV *)head->keys + tile * 16 * dim;
+    const AZQ_KV *values = (const AZQ_KV *)head->values + tile * 16 * dim;
     vf acc[4 * AZQ_TILES_1 * V];
     for (int i = 0; i < R * B * V; i++) {
         acc[i] = V_ZERO;
     }
     for (int64_t d = 0; d < dim; d++) {
+        for (int i = 0; R == 1 && i < B * 16; i += LINE) {
+            __builtin_prefetch(values + d * B * 16 + i, 0, 2);
+        }
         vf k[AZQ_TILES_1 * V];
         for (int i = 0; i < B * V; i++) {
-            k[i] = v_load_kv(tiles + i / V * 16 * dim + 16 * d + i % V * LANES);
+            k[i] = v_load_kv(keys + i / V * 16 * dim + 16 * d + i % V * LANES);
         }
         for (int r = 0; r < R; r++) {
             vf q = v_set(rows[r].query[d]);
@@ -39,9 +46,10 @@ AZQ_INLINE void AZQ_ATTEND(scores)(const azq_attend_row *rows, int R, const AZQ_
     }
     for (int r = 0; r < R; r++) {
         for (int i = 0; i < B * V; i++) {
-            v_store(scores + r * ld + i * LANES, v_mul(acc[r * B * V + i], v_set(scale)));
+            v_store(scores + r * ld + 16 * tile + i * LANES, v_mul(acc[r * B * V + i], v_set(head->scale)));
         }
     }
+    return tile + B;
 }
 
 /* Positions from .. to - 1 of one row, added to its chains. */
@@ -62,7 +70,7 @@ AZQ_INLINE void AZQ_ATTEND(chain)(const AZQ_KV *values, int64_t dim, int64_t d, 
 /* Columns d .. d + C * LANES - 1 of the results of R rows. All rows see positions low .. high - 1 (low even). */
 AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV *values, int64_t dim, int64_t d, int C,
                                 int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
-    vf even[8], odd[8];
+    vf even[8], odd[8]; /* R * C at most */
     for (int i = 0; i < R * C; i++) {
         even[i] = odd[i] = V_ZERO;
     }
@@ -102,7 +110,7 @@ AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *val
 AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_attend_head *head, float *scores,
                                   int64_t ld) {
     const int C = R == 1 ? AZQ_MIX_1 : 2;
-    const AZQ_KV *keys = head->keys, *values = head->values;
+    const AZQ_KV *values = head->values;
     int64_t dim = head->dim;
     int B = R == 1 ? AZQ_TILES_1 : AZQ_TILES_4;
     int64_t first = rows[0].first, end = rows[0].end, low = first, high = end;
@@ -114,11 +122,17 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_a
     }
     low += low & 1;
     int64_t tile = first / 16, tiles = (end + 15) / 16;
-    for (; tile + B <= tiles; tile += B) {
-        AZQ_ATTEND(scores)(rows, R, keys + tile * 16 * dim, B, dim, head->scale, scores + 16 * tile, ld);
-    }
-    for (; tile < tiles; tile++) {
-        AZQ_ATTEND(scores)(rows, R, keys + tile * 16 * dim, 1, dim, head->scale, scores + 16 * tile, ld);
+    while (tile < tiles) {
+        int64_t n = tiles - tile;
+        if (n >= B) {
+            tile = AZQ_ATTEND(some)(rows, R, head, tile, B, scores, ld);
+        } else if (4 < B && n >= 4) {
+            tile = AZQ_ATTEND(some)(rows, R, head, tile, 4, scores, ld);
+        } else if (2 < B && n >= 2) {
+            tile = AZQ_ATTEND(some)(rows, R, head, tile, 2, scores, ld);
+        } else {
+            tile = AZQ_ATTEND(some)(rows, R, head, tile, 1, scores, ld);
+        }
     }
     float sums[4];
     for (int r = 0; r < R; r++) {
@@ -137,6 +151,10 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_a
     int64_t d = 0;
     for (; d + C * LANES <= dim; d += C * LANES) {
         AZQ_ATTEND(mix)(rows, R, values, dim, d, C, low, high, scores, ld, sums);
+    }
+    if (C == 4 && d + 2 * LANES <= dim) {
+        AZQ_ATTEND(mix)(rows, R, values, dim, d, 2, low, high, scores, ld, sums);
+        d += 2 * LANES;
     }
     for (; d + LANES <= dim; d += LANES) {
         AZQ_ATTEND(mix)(rows, R, values, dim, d, 1, low, high, scores, ld, sums);
