@@ -21,7 +21,7 @@ GGUF := $(OUT)/az-llm-tiny-q4_0.gguf
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test build lint check-c fuzz bench peers bench-peers dist clean distclean
+.PHONY: help demo test build lint check-c fuzz bench peers bench-peers bench-model dist clean distclean
 
 # Stamps of an environment that no longer works (half made, or its interpreter is gone) count for nothing.
 ifneq ($(shell $(BIN)/python -c 'import pip, sys; print(sys.version_info >= (3, 10))' 2>/dev/null),True)
@@ -36,7 +36,7 @@ help:
 	@echo "make lint     ruff and mypy only"
 	@echo "make check-c  the C kernels by themselves, also under the address and thread sanitizers"
 	@echo "make fuzz     mutated GGUF files for FUZZ_SECONDS"
-	@echo "make bench    benchmarks; make peers, then make bench-peers: against llama.cpp and others"
+	@echo "make bench    benchmarks; make peers, then make bench-peers and bench-model: against llama.cpp and others"
 	@echo "make dist     source archive and wheel in dist/"
 	@echo "make clean    remove what was built; make distclean: $(VENV) too"
 
@@ -117,13 +117,18 @@ fuzz: build
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
 
-# llama.cpp, built natively for comparison; never in CI. PEERS=folder keeps it elsewhere.
+# llama.cpp, built natively and with AVX2 alone for comparison; never in CI. PEERS=folder keeps it elsewhere,
+# MODELS=folder the models of random weights (1.7 GB).
 PEERS ?= build/peers
+MODELS ?= build/models
 peers:
-	PYTHON=$(PYTHON) benchmarks/build_peers.sh $(PEERS)
+	PYTHON=$(PYTHON) benchmarks/build_peers.sh $(PEERS) --avx2
 
 bench-peers: $(VENV)/.installed-test
 	AZQUANT_PEERS=$(PEERS) $(BIN)/python benchmarks/compare_matmul.py $(BENCH_ARGS)
+
+bench-model: $(VENV)/.installed-test
+	AZQUANT_PEERS=$(PEERS) $(BIN)/python benchmarks/compare_models.py --cache $(MODELS) $(BENCH_ARGS)
 
 dist: $(VENV)/.installed-text
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build

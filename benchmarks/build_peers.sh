@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Builds llama.cpp natively for comparison, from the copy inside llama-cpp-python's source archive (PyPI).
 #
-#     benchmarks/build_peers.sh FOLDER        then AZQUANT_PEERS=FOLDER make bench-peers
+#     benchmarks/build_peers.sh FOLDER [--avx2]     then make bench-peers bench-model PEERS=FOLDER
 #
+# --avx2 builds the kernels a second time, for AVX2 and nothing beyond (FOLDER/llama.cpp/build-avx2); all else of
+# llama.cpp is the same code on every processor.
 # Takes some 10 minutes on 2 cores. Needs a C++ compiler; cmake and ninja come from PyPI into FOLDER/venv.
 set -euo pipefail
-folder=$(mkdir -p "${1:?usage: build_peers.sh FOLDER}" && cd "$1" && pwd)
+usage="usage: build_peers.sh FOLDER [--avx2]"
+folder=$(mkdir -p "${1:?$usage}" && cd "$1" && pwd)
+case "${2-}" in "" | --avx2) ;; *) echo "$usage" >&2 && exit 2 ;; esac
 version=${LLAMA_CPP_PYTHON:-llama-cpp-python}
 cd "$folder"
 
@@ -22,7 +26,15 @@ sed -i 's|^\( *\)_tile_loadconfig(&tc);|\1__asm__ volatile("ldtilecfg %0" : : "m
     llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 
 PATH="$folder/venv/bin:$PATH"
-cmake -S llama.cpp -B llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=OFF \
-    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
-cmake --build llama.cpp/build --target llama-quantize llama-bench llama-perplexity llama-imatrix
+common=(-S llama.cpp -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF)
+cmake "${common[@]}" -B llama.cpp/build -DGGML_NATIVE=ON
+cmake --build llama.cpp/build --target llama-quantize llama-bench llama-batched-bench llama-completion \
+    llama-perplexity llama-imatrix
 echo "built: $folder/llama.cpp/build/bin"
+if [ "${2-}" = --avx2 ]; then
+    cmake "${common[@]}" -B llama.cpp/build-avx2 -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON \
+        -DGGML_F16C=ON -DGGML_BMI2=ON
+    cmake --build llama.cpp/build-avx2 --target ggml-cpu
+    echo "built: $folder/llama.cpp/build-avx2/bin"
+fi

@@ -67,3 +67,8 @@ def header() -> dict[str, Any]:
         "isa": azquant.active_isa(),
         "versions": {name: version for name in packages if (version := _version(name))},
     }
+
+
+def slug() -> str:
+    """The processor's name as part of a file name."""
+    return "".join(c if c.isalnum() else "-" for c in _cpu_model().lower()).strip("-")
