@@ -42,6 +42,7 @@ __all__ = [
     "threads",
     "unpack",
     "use_isa",
+    "use_team",
 ]
 
 NAME = "numpy"
@@ -266,6 +267,10 @@ class Matrix:
 # ---- packed weights, in the caller's memory: here the GGUF bytes themselves -----------------------------
 
 
+def use_team(address: int) -> None:
+    """Nothing: BLAS has threads of its own."""
+
+
 def packed_bytes(type_id: int, n: int, k: int) -> int:
     """Bytes of the packed form of a matrix (n, k)."""
     return n * _type(type_id).row_bytes(k)
@@ -282,7 +287,7 @@ def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes
 
 
 def _bytes_at(address: int, nbytes: int) -> Bytes:
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
 
 def _floats_at(address: int, *shape: int) -> Floats:

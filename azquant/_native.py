@@ -43,6 +43,7 @@ __all__ = [
     "threads",
     "unpack",
     "use_isa",
+    "use_team",
 ]
 
 NAME = "c"
@@ -256,6 +257,11 @@ class Matrix:
 
 
 # ---- packed weights, in the caller's memory -----------------------------------------------------------
+
+
+def use_team(address: int) -> None:
+    """Runs the calls that take ``n_threads`` on the threads of a GOMP_parallel; 0 for the pool of its own."""
+    lib.azq_team_set(ffi.cast("azq_team_fn *", address))
 
 
 def packed_bytes(type_id: int, n: int, k: int) -> int:

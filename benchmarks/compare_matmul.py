@@ -191,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report = run(0.1 if arguments.quick else 0.4, SHAPES[:1] if arguments.quick else SHAPES)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = "matmul-" + "".join(c if c.isalnum() else "-" for c in report["machine"]["cpu"].lower()).strip("-")
+    name = "matmul-" + machine.slug(report["machine"])
     (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     (arguments.out / f"{name}.md").write_text(markdown(report))
     plot(report, arguments.out / f"{name}.png")

@@ -48,6 +48,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def slug(head: dict[str, Any]) -> str:
+    """The processor's name as a part of file names."""
+    return "".join(c if c.isalnum() else "-" for c in head["cpu"].lower()).strip("-")
+
+
 def header() -> dict[str, Any]:
     """What a figure depends on: processor, compiler, versions, threads."""
     compiler = os.environ.get("CC", "cc")
@@ -55,7 +60,7 @@ def header() -> dict[str, Any]:
         shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         shown = "unknown"
-    packages = ("numpy", "torch", "onnxruntime", "openvino", "gguf", "xllamacpp")
+    packages = ("numpy", "torch", "torchao", "transformers", "onnxruntime", "openvino", "gguf", "xllamacpp")
     return {
         "cpu": _cpu_model(),
         "flags": _flags(),

@@ -2,21 +2,23 @@
 
 Weights are a uint8 tensor in packed form (see :mod:`azquant.torch.packed`), so that each operator is a pure
 function of tensors: tracing, exporting, copying and sharing need nothing special. Each call uses as many
-threads as ``torch.get_num_threads()`` says.
+threads as ``torch.get_num_threads()`` says, and PyTorch's own where they are OpenMP's.
 """
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from azquant import cpu
 from azquant._backend import kernels
-from azquant.cpu import _prepare
 from azquant.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["embedding", "linear"]
+__all__ = ["embedding", "linear", "prepare"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _BAND_ELEMENTS = 1 << 22
@@ -30,6 +32,24 @@ _LIBRARY.define("linear_backward(Tensor grad, Tensor packed, int type, int in_fe
 _LIBRARY.define(
     "embedding(Tensor indices, Tensor packed, int type, int rows, int columns, ScalarType dtype) -> Tensor"
 )
+
+
+# ---- threads -----------------------------------------------------------------------------------------
+
+
+@cache
+def prepare() -> None:
+    """Once, before the first work: the kernels run on PyTorch's own OpenMP threads where it has any.
+
+    OpenMP's idle threads stay awake for milliseconds, and a second pool would share the processors with them.
+    """
+    cpu._prepare()
+    if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        try:
+            start = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # the one that PyTorch is linked with
+        except (OSError, AttributeError):
+            return  # another OpenMP: two pools then
+        kernels().use_team(ctypes.cast(start, ctypes.c_void_p).value)
 
 
 # ---- what modules call -------------------------------------------------------------------------------
@@ -86,7 +106,7 @@ def embedding(
 
 def _weights(packed: torch.Tensor, type_id: int, n: int, k: int) -> torch.Tensor:
     """The packed bytes as the kernels take them, checked: they read past a shorter array."""
-    _prepare()
+    prepare()
     needed = kernels().packed_bytes(type_id, n, k)
     if packed.dtype is not torch.uint8 or needed < 0 or packed.numel() != needed:
         raise ShapeError(
