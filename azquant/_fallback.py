@@ -6,6 +6,8 @@ the kernels within the error bounds, not bit by bit. Its program executor is the
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import struct
 import threading
@@ -43,6 +45,7 @@ __all__ = [
     "threads",
     "unpack",
     "use_isa",
+    "use_team",
 ]
 
 NAME = "numpy"
@@ -297,6 +300,10 @@ class Matrix:
 # ---- packed weights, in the caller's memory: here the GGUF bytes themselves -----------------------------
 
 
+def use_team(address: int) -> None:
+    """Nothing: BLAS has threads of its own."""
+
+
 def packed_bytes(type_id: int, n: int, k: int) -> int:
     """Bytes of the packed form of a matrix (n, k)."""
     return n * _type(type_id).row_bytes(k)
@@ -312,21 +319,30 @@ def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes
     return packed.copy()
 
 
+def _bytes_at(address: int, nbytes: int) -> Bytes:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def _floats_at(address: int, *shape: int) -> Floats:
+    return _bytes_at(address, 4 * math.prod(shape)).view(np.float32).reshape(shape)
+
+
 def matmul_packed(
     type_id: int,
-    packed: Bytes,
+    packed: int,
     n: int,
     k: int,
-    bias: Floats | None,
-    x: Floats,
-    y: Floats,
+    bias: int,
+    x: int,
+    m: int,
+    y: int,
     compute: str,
     n_threads: int,
 ) -> None:
-    """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
-    y[:] = Matrix(type_id, packed, n, k).matmul(x, compute)
-    if bias is not None:
-        y += bias
+    """x (m, k) -> y (m, n), float32, contiguous, plus the bias (n,) unless that is 0; all are addresses."""
+    weights = Matrix(type_id, _bytes_at(packed, packed_bytes(type_id, n, k)), n, k)
+    found = weights.matmul(_floats_at(x, m, k), compute)
+    _floats_at(y, m, n)[:] = found + _floats_at(bias, n) if bias else found
 
 
 def packed_rows(

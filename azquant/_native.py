@@ -46,6 +46,7 @@ __all__ = [
     "threads",
     "unpack",
     "use_isa",
+    "use_team",
 ]
 
 NAME = "c"
@@ -275,16 +276,24 @@ class Matrix:
 
     def matmul(self, x: Floats, compute: str) -> Floats:
         """x (m, k) float32, contiguous -> (m, n)."""
-        m, n = x.shape[0], self.shape[0]
-        y = np.zeros((m, n), dtype=np.float32) if self.shape[1] == 0 else np.empty((m, n), dtype=np.float32)
-        check(
-            lib.azq_matmul(self._handle, _floats(x), m, self.shape[1], _floats(y), n, COMPUTE[compute]),
-            "matmul",
+        m = x.shape[0]
+        n, k = self.shape
+        y: Floats = (np.empty if k else np.zeros)((m, n), np.float32)
+        from_buffer = ffi.from_buffer
+        status = lib.azq_matmul(
+            self._handle, from_buffer("float[]", x), m, k, from_buffer("float[]", y), n, COMPUTE[compute]
         )
+        if status != lib.AZQ_OK:
+            raise_status(status, "matmul")
         return y
 
 
 # ---- packed weights, in the caller's memory -----------------------------------------------------------
+
+
+def use_team(address: int) -> None:
+    """Runs the calls that take ``n_threads`` on the threads of a GOMP_parallel; 0 for the pool of its own."""
+    lib.azq_team_set(ffi.cast("azq_team_fn *", address))
 
 
 def packed_bytes(type_id: int, n: int, k: int) -> int:
@@ -306,32 +315,35 @@ def unpack(type_id: int, packed: Bytes, n: int, k: int, n_threads: int) -> Bytes
 
 def matmul_packed(
     type_id: int,
-    packed: Bytes,
+    packed: int,
     n: int,
     k: int,
-    bias: Floats | None,
-    x: Floats,
-    y: Floats,
+    bias: int,
+    x: int,
+    m: int,
+    y: int,
     compute: str,
     n_threads: int,
 ) -> None:
-    """x (m, k) -> y (m, n), float32, contiguous; the bias (n,) is added."""
-    from_buffer = ffi.from_buffer
-    check(
-        lib.azq_matmul_packed(
-            type_id,
-            from_buffer("uint8_t[]", packed),
-            n,
-            k,
-            ffi.NULL if bias is None else from_buffer("float[]", bias),
-            from_buffer("float[]", x),
-            x.shape[0],
-            from_buffer("float[]", y),
-            COMPUTE[compute],
-            n_threads,
-        ),
-        "matmul",
+    """x (m, k) -> y (m, n), float32, contiguous, plus the bias (n,) unless that is 0.
+
+    ``packed``, ``bias``, ``x`` and ``y`` are addresses: a tensor's is had sooner than an array over it.
+    """
+    cast = ffi.cast
+    status = lib.azq_matmul_packed(
+        type_id,
+        cast("void *", packed),
+        n,
+        k,
+        cast("float *", bias),
+        cast("float *", x),
+        m,
+        cast("float *", y),
+        COMPUTE[compute],
+        n_threads,
     )
+    if status != lib.AZQ_OK:
+        raise_status(status, "matmul")
 
 
 def packed_rows(

@@ -18,12 +18,16 @@ __all__ = ["COMPUTE_MODES", "dequantize", "encode_rows", "matmul", "quantize"]
 
 Floats = npt.NDArray[np.float32]
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 def as_float32(x: Any, what: str) -> Floats:
     """``x`` as a C-contiguous, aligned float32 array.
 
     Takes float16, bfloat16 (ml_dtypes), float32 and float64.
     """
+    if type(x) is np.ndarray and x.ndim and x.dtype == _FLOAT32 and x.flags.carray:
+        return x  # the usual case, sooner than np.require finds out
     array = np.asarray(x)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise DTypeError(f"{what} must be floating point, not {array.dtype}")
@@ -145,12 +149,16 @@ def matmul(x: Any, w: QTensor, compute: str = "auto") -> Floats:
         raise ArgumentError(f"compute={compute!r}: must be one of {', '.join(COMPUTE_MODES)}")
     if not isinstance(w, QTensor):
         raise DTypeError(f"the weights must be a QTensor, not {w.__class__.__name__}; see azquant.quantize")
-    if np.ndim(x) == 0:
-        raise ShapeError("x must have at least one dimension")
     activations = as_float32(x, "x")
+    if activations is not x and np.ndim(x) == 0:  # np.require makes one dimension of none
+        raise ShapeError("x must have at least one dimension")
     n, k = w.matrix.shape
     if activations.shape[-1] != k:
         raise ShapeError(f"x has {activations.shape[-1]} columns, the weights {w.shape} need {k}")
+    y: Floats
+    if activations.ndim == 2:
+        y = w.matrix.matmul(activations, compute)
+        return y
     lead = activations.shape[:-1]
-    y: Floats = w.matrix.matmul(activations.reshape(math.prod(lead), k), compute)
+    y = w.matrix.matmul(activations.reshape(math.prod(lead), k), compute)
     return y.reshape(*lead, n)

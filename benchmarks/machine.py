@@ -55,7 +55,7 @@ def header() -> dict[str, Any]:
         shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         shown = "unknown"
-    packages = ("numpy", "torch", "onnxruntime", "openvino", "gguf", "xllamacpp")
+    packages = ("numpy", "torch", "torchao", "transformers", "onnxruntime", "openvino", "gguf", "xllamacpp")
     return {
         "cpu": _cpu_model(),
         "flags": _flags(),

@@ -115,6 +115,13 @@ azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, flo
  * of a machine, but not a file format: store what azq_unpack gives. packed must be 64-byte aligned.
  * threads: how many this call uses, instead of azq_threads(); 0 for azq_threads(). */
 
+/* Whose threads these calls use where `threads` is not 0: a function with the contract of GNU OpenMP's
+ * GOMP_parallel, which calls body(context) on `threads` threads, its caller's among them, and returns after the
+ * last; NULL for azquant's own. For a program whose other library keeps such threads busy or awake: two pools
+ * would take the processors from each other. A forked child is back to azquant's own. */
+typedef void azq_team_fn(void (*body)(void *), void *context, unsigned threads, unsigned flags);
+void azq_team_set(azq_team_fn *team);
+
 /* Bytes of the packed form; -1 where azq_row_bytes is. */
 int64_t azq_packed_bytes(int type, int64_t n, int64_t k);
 /* data (n, azq_row_bytes(type, k)) -> packed (azq_packed_bytes), and back. */

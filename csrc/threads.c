@@ -30,12 +30,16 @@ static struct {
     void *context;
     uint32_t n_tasks;
     _Atomic int owner_cpu; /* where the owner was when it published the job; -1 when the system does not say */
+    _Atomic(azq_team_fn *) team; /* the threads of calls that say how many they want; NULL: workers of ours */
 } pool = {
     .owner = PTHREAD_MUTEX_INITIALIZER,
     .sleep = PTHREAD_MUTEX_INITIALIZER,
     .wake = PTHREAD_COND_INITIALIZER,
     .n_threads = 1,
 };
+
+/* What calls of this thread use instead of pool.n_threads; 0 for that. */
+static _Thread_local int threads_here;
 
 /* How long an idle worker stays awake: longer than what lies between two steps of a generation, so that the
  * next job finds it at once. For the latter part it gives its processor to anyone who wants it. */
@@ -169,15 +173,20 @@ static void after_fork_in_child(void) {
     pthread_cond_init(&pool.wake, NULL);
     atomic_store(&pool.sleepers, 0);
     pool.n_started = 0;
+    atomic_store(&pool.team, NULL); /* OpenMP's threads are gone too, and GNU's would be waited for */
     /* A job of another thread may have been cut in two by the fork: leave nothing of it to take. */
     atomic_store(&pool.ticket, atomic_load(&pool.ticket) & ~(uint64_t)UINT32_MAX);
 }
 
-static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+static void at_fork(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+static void register_fork_handler(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, at_fork);
+}
 
 static void start_workers(int n) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, register_fork_handler);
+    register_fork_handler();
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -191,9 +200,48 @@ static void start_workers(int n) {
     pthread_attr_destroy(&attributes);
 }
 
+/* ---- another library's threads --------------------------------------------------------------------- */
+
+typedef struct {
+    azq_task_fn *fn;
+    void *context;
+    int64_t n_tasks;
+    _Atomic int64_t next;
+    _Atomic int workers;
+} team_job;
+
+static void team_body(void *argument) {
+    team_job *job = argument;
+    int worker = atomic_fetch_add_explicit(&job->workers, 1, memory_order_relaxed);
+    int64_t task;
+    while ((task = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed)) < job->n_tasks) {
+        job->fn(job->context, task, worker);
+    }
+}
+
+static int run_on_team(int64_t n_tasks, int n, azq_task_fn *fn, void *context) {
+    azq_team_fn *team = atomic_load(&pool.team);
+    if (!team || !threads_here || n < 2 || n_tasks < 2) {
+        return 0;
+    }
+    team_job job = {.fn = fn, .context = context, .n_tasks = n_tasks};
+    team(team_body, &job, (unsigned)n, 0); /* returns when every thread is through, as a barrier */
+    return 1;
+}
+
+void azq_team_set(azq_team_fn *team) {
+    register_fork_handler();
+    atomic_store(&pool.team, team);
+}
+
+/* ---- jobs ------------------------------------------------------------------------------------------ */
+
 void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *context) {
     int n = azq_threads();
     n = n < max_workers ? n : max_workers;
+    if (run_on_team(n_tasks, n, fn, context)) {
+        return;
+    }
     if (n < 2 || n_tasks < 2 || n_tasks > (int64_t)UINT32_MAX || pthread_mutex_trylock(&pool.owner) != 0) {
         for (int64_t task = 0; task < n_tasks; task++) {
             fn(context, task, 0);
@@ -228,9 +276,6 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
 }
 
 int azq_threads_max(void) { return AZQ_MAX_THREADS; }
-
-/* What calls of this thread use instead of pool.n_threads; 0 for that. */
-static _Thread_local int threads_here;
 
 static int clamped(int n) { return n < 1 ? 1 : n > AZQ_MAX_THREADS ? AZQ_MAX_THREADS : n; }
 

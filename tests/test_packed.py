@@ -29,6 +29,21 @@ def packed(q: aq.QTensor) -> NDArray[np.uint8]:
     return buffer[:nbytes]
 
 
+def product(
+    q: aq.QTensor,
+    p: NDArray[np.uint8],
+    bias: NDArray[np.float32] | None,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    compute: str,
+    threads: int,
+) -> None:
+    bias_at = 0 if bias is None else bias.ctypes.data
+    kernels().matmul_packed(
+        q.type.id, p.ctypes.data, *q.shape, bias_at, x.ctypes.data, len(x), y.ctypes.data, compute, threads
+    )
+
+
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("n", [1, 16, 37])
 @pytest.mark.parametrize("k", [256, 768])
@@ -45,11 +60,11 @@ def test_packed_weights_do_what_their_bytes_do(isa: str, type: str, n: int, k: i
     x, bias = random.normal(size=(5, k)).astype(np.float32), random.normal(size=n).astype(np.float32)
     for compute in ("auto", "fp32"):
         y = np.full((6, n), 7.0, np.float32)
-        kernels().matmul_packed(q.type.id, p, n, k, None, x, y[:5], compute, 1)
+        product(q, p, None, x, y, compute, 1)
         assert np.array_equal(y[:5], aq.matmul(x, q, compute))
         assert (y[5] == 7).all()
         with_bias = np.empty((5, n), np.float32)
-        kernels().matmul_packed(q.type.id, p, n, k, bias, x, with_bias, compute, 2)
+        product(q, p, bias, x, with_bias, compute, 2)
         assert np.array_equal(with_bias, y[:5] + bias)
 
 
@@ -61,7 +76,7 @@ def test_refusals(isa: str) -> None:
             kernels().packed_rows(2, p, 4, 32, np.array([row]), out, 1)
     f16 = aq.quantize(np.ones((4, 32), np.float32), "f16")
     with pytest.raises(UnsupportedTypeError):
-        kernels().matmul_packed(1, packed(f16), 4, 32, None, out, np.empty((1, 4), np.float32), "int8", 1)
+        product(f16, packed(f16), None, out, np.empty((1, 4), np.float32), "int8", 1)
 
 
 def test_threads_of_one_call_are_forgotten_after_it(needs_c: None) -> None:

@@ -4,11 +4,14 @@ dequantized weights."""
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -352,16 +355,73 @@ def test_threads_are_torchs(needs_c: None, run_python: Run) -> None:
         "import os, torch, azquant as aq\n"
         "from azquant.torch import QuantLinear\n"
         "aq.set_num_threads(3)\n"
-        "layer, x = QuantLinear(1024, 2048), torch.randn(4, 1024)\n"
         "count = lambda: len(os.listdir('/proc/self/task'))\n"
         "torch.set_num_threads({n})\n"
         "with torch.inference_mode():\n"
-        "    before = count(); layer(x)\n"
+        "    before = count()\n"
+        "    QuantLinear(1024, 2048)(torch.randn(4, 1024))\n"
         "    assert count() - before == {n} - 1, (before, count())\n"
         "assert aq.num_threads() == 3"
     )
     for n in (1, 2):
         run_python(code.format(n=n), check=True)
+
+
+def test_no_threads_beside_torchs(needs_c: None, run_python: Run) -> None:
+    """OpenMP's do the work: two pools would take the processors from each other."""
+    if not Path("/proc/self/task").is_dir() or not torch.backends.openmp.is_available():
+        pytest.skip("counts threads in /proc, of a PyTorch with OpenMP")
+    if not hasattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel"):
+        pytest.skip("PyTorch has an OpenMP that cannot be shared")
+    run_python(
+        "import os, torch\n"
+        "from azquant.torch import QuantLinear\n"
+        "torch.set_num_threads(2)\n"
+        "layer, x = QuantLinear(1024, 2048), torch.randn(256, 1024)\n"
+        "with torch.inference_mode():\n"
+        "    torch.nn.functional.gelu(torch.randn(1 << 20))\n"
+        "    before = os.listdir('/proc/self/task')\n"
+        "    layer(x)\n"
+        "    assert os.listdir('/proc/self/task') == before, (before, os.listdir('/proc/self/task'))",
+        check=True,
+    )
+
+
+FORKED = """
+import os, signal, torch
+from azquant.torch import QuantLinear
+torch.set_num_threads(2)
+torch.manual_seed(0)
+layer = QuantLinear.from_linear(torch.nn.Linear(512, 512))
+x = torch.randn(8, 512)
+with torch.inference_mode():
+    expected = layer(x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # the threads of the parent are not there to be waited for
+        os._exit(0 if torch.equal(layer(x), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert torch.equal(layer(x), expected)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_computes(run_python: Run) -> None:
+    run_python(FORKED, check=True)
+
+
+def test_several_threads_call_at_once() -> None:
+    layer = QuantLinear.from_linear(nn.Linear(256, 512))
+    inputs = [torch.randn(m, 256) for m in (1, 3, 40, 70)]
+    with torch.no_grad():
+        expected = [layer(x) for x in inputs]
+
+    def work(i: int) -> bool:
+        with torch.inference_mode():
+            return torch.equal(layer(inputs[i % 4]), expected[i % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(80)))
 
 
 # ---- refusals ----------------------------------------------------------------------------------------

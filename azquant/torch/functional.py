@@ -2,21 +2,23 @@
 
 Weights are a uint8 tensor in packed form (see :mod:`azquant.torch.packed`), so that each operator is a pure
 function of tensors: tracing, exporting, copying and sharing need nothing special. Each call uses as many
-threads as ``torch.get_num_threads()`` says.
+threads as ``torch.get_num_threads()`` says, and PyTorch's own where they are OpenMP's.
 """
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from azquant import cpu
 from azquant._backend import kernels
-from azquant.cpu import _prepare
 from azquant.errors import ArgumentError, DTypeError, ShapeError
 
-__all__ = ["embedding", "linear"]
+__all__ = ["embedding", "linear", "prepare"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _BAND_ELEMENTS = 1 << 22
@@ -30,6 +32,24 @@ _LIBRARY.define("linear_backward(Tensor grad, Tensor packed, int type, int in_fe
 _LIBRARY.define(
     "embedding(Tensor indices, Tensor packed, int type, int rows, int columns, ScalarType dtype) -> Tensor"
 )
+
+
+# ---- threads -----------------------------------------------------------------------------------------
+
+
+@cache
+def prepare() -> None:
+    """Once, before the first work: the kernels run on PyTorch's own OpenMP threads where it has any.
+
+    OpenMP's idle threads stay awake for milliseconds, and a second pool would share the processors with them.
+    """
+    cpu._prepare()
+    if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        try:
+            start = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # the one that PyTorch is linked with
+        except (OSError, AttributeError):
+            return  # another OpenMP: two pools then
+        kernels().use_team(ctypes.cast(start, ctypes.c_void_p).value)
 
 
 # ---- what modules call -------------------------------------------------------------------------------
@@ -51,7 +71,7 @@ def linear(
 
     Raises ArgumentError for tensors not on the CPU, DTypeError, ShapeError, UnsupportedTypeError.
     """
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise ArgumentError(
             f"azquant computes on the CPU, but the input is on {x.device}: move it with .cpu()"
         )
@@ -71,7 +91,7 @@ def embedding(
     Raises ArgumentError for tensors not on the CPU, DTypeError for indices that are not int32 or int64,
     ShapeError for an index out of range.
     """
-    if indices.device.type != "cpu":
+    if not indices.is_cpu:
         raise ArgumentError(
             f"azquant computes on the CPU, but the indices are on {indices.device}: move them with .cpu()"
         )
@@ -84,9 +104,9 @@ def embedding(
 # ---- on the CPU --------------------------------------------------------------------------------------
 
 
-def _weights(packed: torch.Tensor, type_id: int, n: int, k: int) -> np.ndarray[Any, Any]:
+def _weights(packed: torch.Tensor, type_id: int, n: int, k: int) -> torch.Tensor:
     """The packed bytes as the kernels take them, checked: they read past a shorter array."""
-    _prepare()
+    prepare()
     needed = kernels().packed_bytes(type_id, n, k)
     if packed.dtype is not torch.uint8 or needed < 0 or packed.numel() != needed:
         raise ShapeError(
@@ -94,13 +114,14 @@ def _weights(packed: torch.Tensor, type_id: int, n: int, k: int) -> np.ndarray[A
         )
     if packed.data_ptr() % 64 or not packed.is_contiguous():  # the kernels load whole cache lines
         packed = packed.clone(memory_format=torch.contiguous_format)
-    return packed.detach().numpy()
+    return packed
 
 
 def _float32(x: torch.Tensor) -> torch.Tensor:
+    """As float32, contiguous. Kernels are handed addresses or arrays, so that no gradient is in the way."""
     if x.dtype is not torch.float32:
-        x = x.to(torch.float32)
-    return x.detach().contiguous()
+        x = x.detach().to(torch.float32)
+    return x if x.is_contiguous() else x.detach().contiguous()
 
 
 def _linear(
@@ -111,20 +132,27 @@ def _linear(
     out_features: int,
     compute: str,
 ) -> torch.Tensor:
-    lead, k, n = x.shape[:-1], x.shape[-1], out_features
+    *lead, k = x.shape
+    n = out_features
     weights = _weights(packed, type, n, k)
-    y = torch.empty((*lead, n), dtype=torch.float32)
+    y = torch.empty(*lead, n, dtype=torch.float32)
+    if bias is not None:
+        if bias.shape != (n,):  # the kernels read n numbers
+            raise ShapeError(f"the bias has shape {tuple(bias.shape)}, the weight ({n}, {k}) needs ({n},)")
+        bias = _float32(bias)
     if k == 0:
         y.zero_() if bias is None else y.copy_(bias)
     elif y.numel():
+        flat = _float32(x)
         kernels().matmul_packed(
             type,
-            weights,
+            weights.data_ptr(),
             n,
             k,
-            None if bias is None else _float32(bias).numpy(),
-            _float32(x).numpy().reshape(-1, k),
-            y.numpy().reshape(-1, n),
+            0 if bias is None else bias.data_ptr(),
+            flat.data_ptr(),
+            flat.numel() // k,
+            y.data_ptr(),
             compute,
             torch.get_num_threads(),
         )
@@ -134,8 +162,8 @@ def _linear(
 def _linear_backward(grad: torch.Tensor, packed: torch.Tensor, type: int, in_features: int) -> torch.Tensor:
     """grad (..., N) times the dequantized weights (N, K) -> (..., K), a band of weight rows at a time."""
     n, k = grad.shape[-1], in_features
-    weights = _weights(packed, type, n, k)
-    flat = _float32(grad).reshape(-1, n)
+    weights = _weights(packed, type, n, k).detach().numpy()
+    flat = _float32(grad.detach()).reshape(-1, n)
     out = torch.zeros((flat.shape[0], k), dtype=torch.float32)
     step = max(1, _BAND_ELEMENTS // max(1, k))
     band = torch.empty((min(step, n), k), dtype=torch.float32)
@@ -150,7 +178,7 @@ def _linear_backward(grad: torch.Tensor, packed: torch.Tensor, type: int, in_fea
 def _embedding(
     indices: torch.Tensor, packed: torch.Tensor, type: int, rows: int, columns: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    weights = _weights(packed, type, rows, columns)
+    weights = _weights(packed, type, rows, columns).detach().numpy()
     wanted = indices.detach().to(torch.int64).contiguous().numpy().reshape(-1)
     out = torch.empty((*indices.shape, columns), dtype=torch.float32)
     if wanted.size:

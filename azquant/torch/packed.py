@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from azquant._backend import kernels
-from azquant.cpu import _prepare
 from azquant.errors import ArgumentError, InternalError, ShapeError, UnsupportedTypeError
 from azquant.tensor import QTensor
-from azquant.torch.functional import embedding
+from azquant.torch.functional import embedding, prepare
 from azquant.types import GGMLType, get_type
 
 __all__ = ["PackedModule"]
@@ -42,7 +41,7 @@ class PackedModule(nn.Module):
         self._shape = (rows, columns)
         self._row_bytes = found.row_bytes(columns)
         self._tied: tuple[PackedModule, ...] = ()
-        _prepare()
+        prepare()
         nbytes = kernels().packed_bytes(found.id, rows, columns)
         self.register_buffer("packed", torch.zeros(nbytes, dtype=torch.uint8, device="cpu"), persistent=False)
 
@@ -165,7 +164,7 @@ class PackedModule(nn.Module):
         if self._tied:
             packed = self._tied[0].packed
         else:
-            _prepare()
+            prepare()
             packed = torch.zeros(kernels().packed_bytes(self._type_id, *self._shape), dtype=torch.uint8)
         self._buffers["packed"] = packed
         if not self._tied:

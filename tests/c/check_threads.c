@@ -1,4 +1,4 @@
-/* The pool: several threads calling at once, and life after fork. */
+/* The pool: several threads calling at once, life after fork, and another library's threads. */
 #include "check.h"
 #include <pthread.h>
 #include <stdio.h>
@@ -63,6 +63,68 @@ static void check_callers(int threads) {
     azq_matrix_free(work.shared);
 }
 
+/* ---- another library's threads ---- */
+
+static int team_calls, team_size;
+
+typedef struct {
+    void (*body)(void *);
+    void *context;
+} team_member;
+
+static void *team_main(void *argument) {
+    team_member *member = argument;
+    member->body(member->context);
+    return NULL;
+}
+
+/* The contract of GOMP_parallel, on threads made for each call. */
+static void team(void (*body)(void *), void *context, unsigned threads, unsigned flags) {
+    (void)flags;
+    team_calls++;
+    team_size = (int)threads;
+    team_member member = {body, context};
+    pthread_t others[8];
+    unsigned started = 0;
+    while (started < threads - 1 && started < 8 && pthread_create(&others[started], NULL, team_main, &member) == 0) {
+        started++;
+    }
+    body(context);
+    while (started > 0) {
+        pthread_join(others[--started], NULL);
+    }
+}
+
+static int packed_product(const void *packed, int threads) {
+    float y[M * N];
+    return azq_matmul_packed(AZQ_TYPE_Q4_0, packed, N, K, NULL, work.x, M, y, AZQ_COMPUTE_INT8, threads) == AZQ_OK &&
+           memcmp(y, work.y, sizeof y) == 0;
+}
+
+static void check_team(void) {
+    int64_t bytes = azq_packed_bytes(AZQ_TYPE_Q4_0, N, K);
+    void *packed = aligned_alloc(64, (size_t)(bytes + 63) / 64 * 64);
+    azq_threads_set(2);
+    azq_team_set(team);
+    expect(azq_pack(AZQ_TYPE_Q4_0, work.blocks, N, K, packed, 1) == AZQ_OK, "pack");
+    expect(packed_product(packed, 1) && team_calls == 0, "one thread needs no team, but %d were called", team_calls);
+    expect(packed_product(packed, 3), "a product on a team of 3");
+    expect(team_calls > 0 && team_size == 3, "%d calls of a team of %d", team_calls, team_size);
+    team_calls = 0;
+    expect(packed_product(packed, 0) && team_calls == 0, "without a number of threads the pool works");
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        _exit(packed_product(packed, 3) && team_calls == 0 ? 0 : 1);
+    }
+    int status = -1;
+    expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+           "a child has no team: wait status %d", status);
+    azq_team_set(NULL);
+    expect(packed_product(packed, 3) && team_calls == 0, "no team any more");
+    free(packed);
+}
+
 /* A child inherits the pool's state but none of its threads. */
 static void check_fork(void) {
     azq_threads_set(4);
@@ -110,5 +172,8 @@ void check_threads(void) {
         check_fork();
         group_end();
     }
+    group_begin("-", "another library's threads");
+    check_team();
+    group_end();
     azq_threads_set(1);
 }
