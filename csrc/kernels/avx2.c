@@ -46,7 +46,6 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 #include "attend_types.h"
 
 AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }
-AZQ_INLINE __m256i loadi(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 AZQ_INLINE __m256 abs8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 AZQ_INLINE float max_lane(__m256 x) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -250,126 +249,78 @@ static void quantize_act(const float *x, int64_t k, int8_t *q, float *d, int32_t
     }
 }
 
-AZQ_INLINE __m256i broadcast4(const int8_t *p) {
-    int32_t dword;
-    memcpy(&dword, p, sizeof dword);
-    return _mm256_set1_epi32(dword);
-}
+#include "gemm_256.h"
 
-AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
-                          const uint8_t *lines, int R, int H, __m256i *dots) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    for (int i = 0; i < R * H; i++) {
-        dots[i] = _mm256_set1_epi32(init[i / H * init_stride]);
+/* Tells the compiler to add now. Left alone it reorders the sums and keeps all products of a block, in memory. */
+#define AZQ_PIN(v) __asm__("" : "+x"(v))
+
+AZQ_INLINE void block_q4_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines, int R,
+                           __m256 *sums) {
+    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    int64_t n_blocks = act->k / 32;
+    __m256i dots[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        dots[i] = _mm256_set1_epi32(act->sum8_pair[at + i / 2 * n_blocks]);
     }
     for (int i = 0; i < 4; i++) {
-        for (int h = 0; h < H; h++) {
+        __m256i low[2], high[2];
+        for (int h = 0; h < 2; h++) {
             __m256i w = loadi(lines + 64 * i + 32 * h);
-            __m256i low = _mm256_and_si256(w, mask), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
-            for (int r = 0; r < R; r++) {
-                const int8_t *a = q + r * q_stride + 8 * i;
-                __m256i *dot = &dots[r * H + h];
-                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(low, broadcast4(a)));
-                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(high, broadcast4(a + 4)));
+            low[h] = _mm256_and_si256(w, mask);
+            high[h] = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
+        }
+        for (int r = 0; r < R; r++) {
+            const int8_t *q = act->q + 32 * at + r * act->k + 8 * i;
+            __m256i a = broadcast4(q), b = broadcast4(q + 4);
+            for (int h = 0; h < 2; h++) {
+                dots[2 * r + h] = _mm256_add_epi16(dots[2 * r + h], _mm256_maddubs_epi16(low[h], a));
+                AZQ_PIN(dots[2 * r + h]);
+                dots[2 * r + h] = _mm256_add_epi16(dots[2 * r + h], _mm256_maddubs_epi16(high[h], b));
+                AZQ_PIN(dots[2 * r + h]);
             }
         }
     }
-    for (int i = 0; i < R * H; i++) {
-        dots[i] = _mm256_madd_epi16(dots[i], _mm256_set1_epi16(1));
+    __m256 products[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        products[i] = _mm256_cvtepi32_ps(_mm256_madd_epi16(dots[i], ones));
     }
+    add_scaled(act, at, head, R, products, sums);
 }
+AZQ_GEMM_256(q4_0, 32, 256)
 
-AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
-                          const uint8_t *lines, int R, int H, __m256i *dots) {
-    (void)init;
-    (void)init_stride;
-    for (int i = 0; i < R * H; i++) {
+AZQ_INLINE void block_q8_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines, int R,
+                           __m256 *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i dots[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
         dots[i] = _mm256_setzero_si256();
     }
     for (int i = 0; i < 8; i++) {
-        for (int h = 0; h < H; h++) {
-            __m256i w = loadi(lines + 64 * i + 32 * h);
-            __m256i magnitude = _mm256_abs_epi8(w);
+        for (int h = 0; h < 2; h++) {
+            __m256i w = loadi(lines + 64 * i + 32 * h), magnitude = _mm256_abs_epi8(w);
             for (int r = 0; r < R; r++) {
-                __m256i a = _mm256_sign_epi8(broadcast4(q + r * q_stride + 4 * i), w);
-                __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), _mm256_set1_epi16(1));
-                dots[r * H + h] = _mm256_add_epi32(dots[r * H + h], pairs);
+                __m256i a = _mm256_sign_epi8(broadcast4(act->q + 32 * at + r * act->k + 4 * i), w);
+                __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, a), ones);
+                dots[2 * r + h] = _mm256_add_epi32(dots[2 * r + h], pairs);
+                AZQ_PIN(dots[2 * r + h]);
             }
         }
     }
+    __m256 products[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        products[i] = _mm256_cvtepi32_ps(dots[i]);
+    }
+    add_scaled(act, at, head, R, products, sums);
 }
+AZQ_GEMM_256(q8_0, 32, 512)
 
-#define AZQ_INIT(act) (act)->sum8_pair
-#include "gemm_256.h"
-AZQ_GEMM_256(q4_0, dots_q4_0, 256)
-AZQ_GEMM_256(q8_0, dots_q8_0, 512)
-
-/* Q6_K: u = q + 32 is below 64, so two vpmaddubsw add up in 16 bits (4 * 63 * 127 = 32004) and no more. */
-AZQ_INLINE void gemm_q6_k_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel, int half, float *c,
-                               int64_t ldc) {
-    int64_t n_blocks = act->k / 32;
-    const int8_t *q = act->q + row * act->k;
-    const float *d = act->d + row * n_blocks;
-    const int32_t *sum16 = act->sum16 + 2 * row * n_blocks;
-    const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30), ones = _mm256_set1_epi16(1);
-    __m256 sums[2];
-    for (int r = 0; r < R; r++) {
-        sums[r] = _mm256_setzero_ps();
-    }
-    const uint8_t *group = panel;
-    for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {
-        int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;
-        const uint8_t *head = group, *lines = group + in_group * 64 + 32 * half;
-        for (int64_t b = 0; b < in_group; b++, head += 64, lines += 384, q += 32, d++, sum16 += 2) {
-            __m256i dots[2][2];
-            for (int r = 0; r < R; r++) {
-                dots[r][0] = _mm256_set1_epi32(-32 * sum16[2 * r * n_blocks]);
-                dots[r][1] = _mm256_set1_epi32(-32 * sum16[2 * r * n_blocks + 1]);
-            }
-            for (int i = 0; i < 4; i++) {
-                __m256i w = loadi(lines + 64 * i), h = loadi(lines + 256 + 64 * (i / 2));
-                __m256i first = i % 2 ? h : _mm256_slli_epi16(h, 4);
-                __m256i second = i % 2 ? _mm256_srli_epi16(h, 2) : _mm256_slli_epi16(h, 2);
-                __m256i low = _mm256_or_si256(_mm256_and_si256(w, nibble), _mm256_and_si256(first, upper));
-                __m256i high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble),
-                                               _mm256_and_si256(second, upper));
-                for (int r = 0; r < R; r++) {
-                    const int8_t *a = q + r * act->k + 8 * i;
-                    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, broadcast4(a)),
-                                                     _mm256_maddubs_epi16(high, broadcast4(a + 4)));
-                    dots[r][i / 2] = _mm256_add_epi32(dots[r][i / 2], _mm256_madd_epi16(pairs, ones));
-                }
-            }
-            __m256 dw = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(head + 16 * half)));
-            __m256 s0 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(head + 32 + 8 * half))));
-            __m256 s1 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(head + 48 + 8 * half))));
-            for (int r = 0; r < R; r++) { /* whole numbers below 2^24: exact */
-                __m256 dot = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][1]), s1,
-                                             _mm256_mul_ps(_mm256_cvtepi32_ps(dots[r][0]), s0));
-                sums[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(dw, _mm256_broadcast_ss(d + r * n_blocks)), sums[r]);
-            }
-        }
-        group += in_group * (64 + 384);
-    }
-    for (int r = 0; r < R; r++) {
-        _mm256_storeu_ps(c + r * ldc + 8 * half, sums[r]);
-    }
+/* u = q + 32 is below 64, so two vpmaddubsw add up in 16 bits (4 * 63 * 127 = 32004) and no more. */
+AZQ_INLINE __m256i dot_pair(__m256i sum, __m256i low, __m256i a, __m256i high, __m256i b) {
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, b));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-
-static void gemm_q6_k(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, int64_t panel_bytes,
-                      int64_t n_panels, float *c, int64_t ldc) {
-    for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {
-        for (int64_t r = 0; r < rows; r += 2) {
-            for (int half = 0; half < 2; half++) {
-                if (rows - r >= 2) {
-                    gemm_q6_k_tile(act, row0 + r, 2, panels, half, c + r * ldc, ldc);
-                } else {
-                    gemm_q6_k_tile(act, row0 + r, 1, panels, half, c + r * ldc, ldc);
-                }
-            }
-        }
-    }
-}
+#include "q6_k_256.h"
+AZQ_GEMM_256(q6_k, 64, 384)
 
 /* ---- measuring ----------------------------------------------------------------------------------- */
 

@@ -13,52 +13,73 @@ AZQ_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 
 #include "vec_types.h"
 
-AZQ_INLINE __m256i loadi(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-AZQ_INLINE __m256i broadcast4(const int8_t *p) {
-    int32_t dword;
-    memcpy(&dword, p, sizeof dword);
-    return _mm256_set1_epi32(dword);
-}
+#include "gemm_256.h"
 
-AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
-                          const uint8_t *lines, int R, int H, __m256i *dots) {
+AZQ_INLINE void block_q4_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines, int R,
+                           __m256 *sums) {
     const __m256i mask = _mm256_set1_epi8(15);
-    for (int i = 0; i < R * H; i++) {
-        dots[i] = _mm256_set1_epi32(init[i / H * init_stride]);
+    int64_t n_blocks = act->k / 32;
+    __m256i dots[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        dots[i] = _mm256_set1_epi32(act->sum8[at + i / 2 * n_blocks]);
     }
     for (int i = 0; i < 4; i++) {
-        for (int h = 0; h < H; h++) {
+        __m256i low[2], high[2];
+        for (int h = 0; h < 2; h++) {
             __m256i w = loadi(lines + 64 * i + 32 * h);
-            __m256i low = _mm256_and_si256(w, mask), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
-            for (int r = 0; r < R; r++) {
-                const int8_t *a = q + r * q_stride + 8 * i;
-                dots[r * H + h] = _mm256_dpbusd_avx_epi32(dots[r * H + h], low, broadcast4(a));
-                dots[r * H + h] = _mm256_dpbusd_avx_epi32(dots[r * H + h], high, broadcast4(a + 4));
+            low[h] = _mm256_and_si256(w, mask);
+            high[h] = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
+        }
+        for (int r = 0; r < R; r++) {
+            const int8_t *q = act->q + 32 * at + r * act->k + 8 * i;
+            __m256i a = broadcast4(q), b = broadcast4(q + 4);
+            for (int h = 0; h < 2; h++) {
+                dots[2 * r + h] = _mm256_dpbusd_avx_epi32(dots[2 * r + h], low[h], a);
+                dots[2 * r + h] = _mm256_dpbusd_avx_epi32(dots[2 * r + h], high[h], b);
             }
         }
     }
+    __m256 products[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        products[i] = _mm256_cvtepi32_ps(dots[i]);
+    }
+    add_scaled(act, at, head, R, products, sums);
 }
+AZQ_GEMM_256(q4_0, 32, 256)
 
-AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *init, int64_t init_stride,
-                          const uint8_t *lines, int R, int H, __m256i *dots) {
+AZQ_INLINE void block_q8_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines, int R,
+                           __m256 *sums) {
     const __m256i flip = _mm256_set1_epi8(-128);
-    for (int i = 0; i < R * H; i++) {
-        dots[i] = _mm256_set1_epi32(16 * init[i / H * init_stride]);
+    int64_t n_blocks = act->k / 32;
+    __m256i dots[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        dots[i] = _mm256_set1_epi32(16 * act->sum8[at + i / 2 * n_blocks]);
     }
     for (int i = 0; i < 8; i++) {
-        for (int h = 0; h < H; h++) {
-            __m256i w = _mm256_xor_si256(loadi(lines + 64 * i + 32 * h), flip);
-            for (int r = 0; r < R; r++) {
-                dots[r * H + h] = _mm256_dpbusd_avx_epi32(dots[r * H + h], w, broadcast4(q + r * q_stride + 4 * i));
+        __m256i w[2];
+        for (int h = 0; h < 2; h++) {
+            w[h] = _mm256_xor_si256(loadi(lines + 64 * i + 32 * h), flip);
+        }
+        for (int r = 0; r < R; r++) {
+            __m256i a = broadcast4(act->q + 32 * at + r * act->k + 4 * i);
+            for (int h = 0; h < 2; h++) {
+                dots[2 * r + h] = _mm256_dpbusd_avx_epi32(dots[2 * r + h], w[h], a);
             }
         }
     }
+    __m256 products[2 * MAX_ROWS];
+    for (int i = 0; i < 2 * R; i++) {
+        products[i] = _mm256_cvtepi32_ps(dots[i]);
+    }
+    add_scaled(act, at, head, R, products, sums);
 }
+AZQ_GEMM_256(q8_0, 32, 512)
 
-#define AZQ_INIT(act) (act)->sum8
-#include "gemm_256.h"
-AZQ_GEMM_256(q4_0, dots_q4_0, 256)
-AZQ_GEMM_256(q8_0, dots_q8_0, 512)
+AZQ_INLINE __m256i dot_pair(__m256i sum, __m256i low, __m256i a, __m256i high, __m256i b) {
+    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, low, a), high, b);
+}
+#include "q6_k_256.h"
+AZQ_GEMM_256(q6_k, 64, 384)
 
 /* For measuring: 32 multiply-adds an instruction, ten independent sums. */
 static int64_t peak_int8(int64_t rounds) {
@@ -80,8 +101,9 @@ static int64_t peak_int8(int64_t rounds) {
 const azq_kernels azq_kernels_avxvnni = {
     .isa = "avxvnni",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVXVNNI,
-    .slots = {.peak_int8 = peak_int8, .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0},
-            AZQ_GEMM_TYPES_SLOTS(avxvnni)},
+    .slots = {.peak_int8 = peak_int8,
+              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
+              AZQ_GEMM_TYPES_SLOTS(avxvnni)},
 };
 
 AZQ_TARGET_END
