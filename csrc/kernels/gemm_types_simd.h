@@ -29,11 +29,11 @@ enum {
     PER_PANEL = AZQ_PANEL / COLUMNS,          /* registers of a panel */
     CHUNK = 16,                               /* blocks unpacked at a time */
     DENSE_VECTORS = 8 + 3,                    /* a block unpacked: operands, then its head */
-    AHEAD = 2048,                             /* bytes prefetched ahead by the first pass over a panel */
+    AHEAD = 12288,                            /* bytes prefetched ahead by the first pass over a panel: memory is far */
 };
 
 GEMM_INLINE vi set32(int32_t x) { return (vi){0} + x; }
-GEMM_INLINE vf setf(float x) { return (vf){0} + x; }
+GEMM_INLINE vf setf(float x) { return x - (vf){0}; } /* x + 0 would not be x for -0 */
 GEMM_INLINE vi load_i(const void *p) { return *(const vi_unaligned *)p; }
 GEMM_INLINE vf load_f(const void *p) { return *(const vf_unaligned *)p; }
 GEMM_INLINE void store_i(void *p, vi x) { *(vi_unaligned *)p = x; }
