@@ -116,8 +116,11 @@ def refusals() -> dict[str, str]:
 
 def choice(type_id: int, m: int, n: int, k: int, compute: str) -> tuple[str, str]:
     """(compute, "numpy"); compute "auto" is decided."""
+    has_int8 = _type(type_id).name in INT8
+    if compute == "int8" and not has_int8:
+        raise UnsupportedTypeError("there is no int8 kernel for this type")
     if compute == "auto":
-        compute = "int8" if _type(type_id).name in INT8 else "fp32"
+        compute = "int8" if has_int8 else "fp32"
     return compute, NAME
 
 

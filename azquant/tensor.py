@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from azquant._backend import kernels
+from azquant._pages import drop_pages
 from azquant.cpu import _prepare
 from azquant.errors import DTypeError, ShapeError, UnsupportedTypeError
 from azquant.types import GGMLType, get_type
@@ -79,11 +80,17 @@ class QTensor:
         return values.reshape(self.shape)
 
     def pack(self) -> QTensor:
-        """Makes the packed copy that the int8 kernels read, now rather than at the first product.
+        """Makes the packed copy that the int8 and bf16 kernels read, now rather than at the first product.
+
+        It is made by all threads straight from ``data``. Where that is a view of a file mapped for reading, the
+        pages read are given back: the process keeps one copy of the weights, not two. ``data`` stays usable.
 
         Returns self.
         """
-        self.matrix.pack()
+        if not self.matrix.packed_bytes():
+            self.matrix.pack()
+            if self.matrix.packed_bytes():
+                drop_pages(self.data)
         return self
 
     def unpack(self) -> npt.NDArray[np.uint8]:

@@ -20,7 +20,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-BLOCKS = {"_backend", "cpu", "errors", "tensor", "types"}
+BLOCKS = {"_backend", "_pages", "cpu", "errors", "tensor", "types"}
 """What stands below ops."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_fallback_encode": {"_fallback_decode", "_fallback_search"},
     "_fallback_search": {"_fallback_decode"},
     "_native": {"_azquant", "errors", "program"},
+    "_pages": set(),
     "_tokenizer_backend": {"_charsmap", "errors", "gguf", "pretokenizer"},
     "_version": set(),
     "architectures": {"errors", "gguf", "program", "tensor"},
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu": {"_backend", "errors", "types"},
     "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
     "errors": set(),
-    "gguf": {"_backend", "errors", "types"},
+    "gguf": {"_backend", "_pages", "errors", "types"},
     "imatrix": {"errors", "gguf", "types"},
     "limits": {"_backend", "cpu"},
     "ops": BLOCKS,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from azquant._pages import drop_pages
 from azquant.errors import ArgumentError, GGUFError, InputFileError, UnsupportedTypeError
 from azquant.gguf.byteorder import swapped
 from azquant.gguf.encoding import MetadataValue
@@ -83,14 +84,9 @@ class GGUFTensor:
 
         They count no longer as this process's memory; reading them again is allowed, only slower.
         """
-        mapped = getattr(self._file_bytes.base, "obj", None)  # NumPy keeps the memoryview of the map
-        if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        first = -(-(self.offset + start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        first = self.offset + start
         last = self.offset + (self.nbytes if stop is None else min(stop, self.nbytes))
-        last -= last % mmap.PAGESIZE
-        if last > first:
-            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+        drop_pages(self._file_bytes[first:last])
 
 
 class _Metadata(Mapping[str, Value]):
