@@ -133,17 +133,12 @@ static void add_row(const op_job *job, int64_t row) {
     }
 }
 
-static float softcapped(float x, float cap) {
-    return cap * tanhf(x / cap);
-}
-
 static void softcap_row(const op_job *job, int64_t row) {
     const azq_op *op = job->op;
     const float *a = row_of(job->p, op->a, row, op->a_col);
     float *out = row_of(job->p, op->out, row, op->out_col);
-    for (int64_t i = 0; i < op->width; i++) {
-        out[i] = softcapped(a[i], op->softcap);
-    }
+    memmove(out, a, (size_t)op->width * sizeof *out);
+    job->step->kernels->softcap(out, op->width, op->softcap);
 }
 
 /* ---- rope --------------------------------------------------------------------------------------- */

@@ -3,17 +3,12 @@
  *
  *   vf, LANES, V_ZERO, v_set(x), v_load(p), v_store(p, v), v_fma(a, b, c), v_mul, v_add, v_div   its vectors
  *   AZQ_TILES_1, AZQ_TILES_4          tiles of 16 positions at once for one row and for four rows
- *   AZQ_MIX_1                         vectors of results at once for one row (at most 8; 4 when not defined)
  *   AZQ_KV, v_load_kv(p), kv_value(x) the cache's element, a vector and a number of it in fp32
  *   AZQ_ATTEND(part)                  names
  *
  * The order of every sum is fixed: scores over the head's dimensions from 0 up, results over positions in two
  * interleaved chains (even, odd) that are added at the end; each step is one fused multiply-add. So every ISA
  * gives the same bits, whichever rows are computed together. */
-
-#ifndef AZQ_MIX_1
-#define AZQ_MIX_1 4
-#endif
 
 enum { AZQ_ATTEND(VECTORS) = 16 / LANES }; /* vectors per tile of positions */
 
@@ -109,7 +104,7 @@ AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *val
 /* R rows: scores, softmax, results. */
 AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_attend_head *head, float *scores,
                                   int64_t ld) {
-    const int C = R == 1 ? AZQ_MIX_1 : 2;
+    const int C = R == 1 ? 4 : 2;
     const AZQ_KV *values = head->values;
     int64_t dim = head->dim;
     int B = R == 1 ? AZQ_TILES_1 : AZQ_TILES_4;
@@ -139,9 +134,7 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_a
         float *seen = scores + r * ld + rows[r].first;
         int64_t n = rows[r].end - rows[r].first;
         if (head->softcap > 0.0f) {
-            for (int64_t i = 0; i < n; i++) {
-                seen[i] = head->softcap * tanhf(seen[i] / head->softcap);
-            }
+            softcap(seen, n, head->softcap);
         }
         sums[r] = softmax(seen, n);
     }

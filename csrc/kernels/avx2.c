@@ -39,6 +39,7 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
     __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
     return _mm256_blendv_ps(_mm256_castsi256_ps(scaled), p, _mm256_cmp_ps(n, n, _CMP_UNORD_Q));
 }
+#define v_below(x, limit, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, limit, _CMP_LT_OQ))
 #define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1

@@ -36,6 +36,7 @@ typedef __m512 vf;
 #define v_max(a, b) _mm512_max_ps(a, b)
 #define v_min(a, b) _mm512_min_ps(a, b)
 #define v_scale(p, n) _mm512_scalef_ps(p, n)
+#define v_below(x, limit, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes)
 #define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4

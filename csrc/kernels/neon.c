@@ -35,10 +35,10 @@ AZQ_INLINE vf v_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 AZQ_INLINE vf v_scale(vf p, vf n) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(n), 23)));
 }
+#define v_below(x, limit, yes, no) vbslq_f32(vcltq_f32(x, limit), yes, no)
 #define v_load_f16(p) load_f16(p)
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
-#define AZQ_MIX_1 8
 #include "gemm_128.h"
 
 #include "exp.h"

@@ -26,6 +26,7 @@ static inline float v_min(float a, float b) { return a < b ? a : b; }
 static inline float v_scale(float p, float n) {
     return n == n ? azq_from_bits(azq_bits(p) + ((uint32_t)(int32_t)n << 23)) : p;
 }
+#define v_below(x, limit, yes, no) ((x) < (limit) ? (yes) : (no))
 #define v_load_f16(p) azq_f16_to_f32(*(p))
 #define AZQ_TILES_1 1
 #define AZQ_TILES_4 1
@@ -246,13 +247,7 @@ AZQ_GEMM(gemm_q4_0, dot_block_q4_0, 32, 256)
 AZQ_GEMM(gemm_q8_0, dot_block_q8_0, 32, 512)
 AZQ_GEMM(gemm_q6_k, dot_block_q6_k, 64, 384)
 
-/* ---- activations that have no vector form yet ---------------------------------------------------- */
-
-static void gelu_erf(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752440f));
-    }
-}
+/* ---- an activation that compilers vectorize by themselves ----------------------------------------- */
 
 static void relu(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -317,7 +312,6 @@ const azq_kernels azq_kernels_scalar = {
             AZQ_VEC_SLOTS,
             AZQ_EXP_SLOTS,
             AZQ_ATTEND_SLOTS,
-            .gelu_erf = gelu_erf,
             .relu = relu,
         },
 };

@@ -302,6 +302,34 @@ static void check_map(random_state *r, int64_t n, azq_map_fn *map, azq_map_fn *w
     numbers_free(&x);
 }
 
+static void check_softcap(random_state *r, const azq_kernel_slots *slots, int64_t n) {
+    static const float spreads[] = {0.1f, 1.0f, 10.0f, 1000.0f};
+    numbers x = numbers_new(r, n, 0, spreads[random_below(r, 4)]);
+    float cap = (float)(1 + random_below(r, 60)) * 0.5f;
+    if (random_below(r, 4) == 0) {
+        ((float *)x.data)[random_below(r, n)] = NAN;
+    }
+    guarded got = guarded_new((size_t)n * sizeof(float), (size_t)(4 * random_below(r, 16)));
+    guarded defined = guarded_new((size_t)n * sizeof(float), 0);
+    memcpy(got.data, x.data, got.bytes);
+    memcpy(defined.data, x.data, got.bytes);
+    float *y = (float *)(void *)got.data;
+    slots->softcap(y, n, cap);
+    definition()->softcap((float *)(void *)defined.data, n, cap);
+    expect(same_floats(y, (float *)(void *)defined.data, n), "softcap, n %d: other bits", (int)n);
+    expect(guarded_intact(&got), "softcap, n %d: wrote outside", (int)n);
+    int close = 1;
+    for (int64_t i = 0; i < n; i++) {
+        float in = ((float *)x.data)[i];
+        double exact = (double)cap * tanh(x.exact[i] / (double)cap);
+        close &= isnan(in) ? isnan(y[i]) : fabs((double)y[i] - exact) <= 12 * HALF_ULP * fabs(exact) + 1e-40;
+    }
+    expect(close, "softcap, n %d: far off", (int)n);
+    guarded_free(&got);
+    guarded_free(&defined);
+    numbers_free(&x);
+}
+
 void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     const azq_kernel_slots *scalar = definition();
     random_state r = {300};
@@ -322,6 +350,7 @@ void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     GROUP("gelu_tanh", gelu_tanh, check_map(&r, n, slots->gelu_tanh, scalar->gelu_tanh, exact_gelu_tanh, "gelu_tanh"));
     GROUP("gelu_erf", gelu_erf, check_map(&r, n, slots->gelu_erf, scalar->gelu_erf, exact_gelu_erf, "gelu_erf"));
     GROUP("silu", silu, check_map(&r, n, slots->silu, scalar->silu, exact_silu, "silu"));
+    GROUP("softcap", softcap, check_softcap(&r, slots, n));
     GROUP("relu", relu, check_map(&r, n, slots->relu, scalar->relu, exact_relu, "relu"));
 #undef GROUP
 }
