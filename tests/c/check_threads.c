@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { N = 96, K = 256, M = 24, CALLERS = 8, CALLS = 30 };
+enum { N = 512, K = 256, M = 24, CALLERS = 8, CALLS = 30 }; /* several tasks for each of four threads */
 
 static struct {
     float weights[N * K], x[M * K], y[M * N], values[N * K];
