@@ -13,7 +13,4 @@ typedef void azq_task_fn(void *context, int64_t task, int worker);
  * another thread holds the pool, the caller runs all of them itself. */
 void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *context);
 
-/* Calls of this thread use n threads instead of azq_threads_set's number, until n = 0. */
-void azq_threads_here(int n);
-
 #endif
