@@ -43,6 +43,7 @@ __all__ = [
     "set_threads",
     "stream_read",
     "threads",
+    "threads_here",
     "unpack",
     "use_isa",
     "use_team",
@@ -89,6 +90,10 @@ def threads() -> int:
 
 def set_threads(n: int) -> None:
     """No effect: BLAS reads OMP_NUM_THREADS and its like when it starts."""
+
+
+def threads_here(n: int) -> None:
+    """No effect, as above."""
 
 
 def stream_read(buffer: Bytes) -> None:

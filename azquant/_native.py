@@ -44,6 +44,7 @@ __all__ = [
     "set_threads",
     "stream_read",
     "threads",
+    "threads_here",
     "unpack",
     "use_isa",
     "use_team",
@@ -160,6 +161,11 @@ def threads() -> int:
 def set_threads(n: int) -> None:
     """Sets the threads that each call uses, clamped to what the pool allows."""
     lib.azq_threads_set(min(n, 1 << 20))
+
+
+def threads_here(n: int) -> None:
+    """Calls of this Python thread use ``n`` threads instead, until 0 is given."""
+    lib.azq_threads_here(n)
 
 
 def stream_read(buffer: Bytes) -> None:

@@ -48,6 +48,9 @@ int azq_threads_max(void);
 int azq_threads(void);
 void azq_threads_set(int n);
 
+/* Calls of this thread use n threads instead, until n = 0. */
+void azq_threads_here(int n);
+
 /* ---- rows of blocks -------------------------------------------------------------------------- */
 
 /* Bytes of one row of k elements; -1 when the type is unknown or k is no whole number of blocks. */

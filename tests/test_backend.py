@@ -40,8 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {"errors", "gguf", "program", "tensor"},
     "checkpoint": {"errors"},
     "conversion": {
-        "_tokenizer_backend", "_version", "architectures", "checkpoint", "errors", "gguf", "imatrix", "ops",
-        "pretokenizer", "tensor", "tokenizer", "types"
+        "_tokenizer_backend", "_version", "architectures", "checkpoint", "cpu", "errors", "gguf", "imatrix",
+        "ops", "pretokenizer", "tensor", "tokenizer", "types"
     },
     "cpu": {"_backend", "errors", "types"},
     "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},

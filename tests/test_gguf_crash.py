@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from azquant.errors import AzquantError, OutputError
-from azquant.gguf import TensorSpec, edit_gguf, keys, merge_gguf, open_gguf, split_gguf, write_gguf
+from azquant.gguf import Piece, TensorSpec, edit_gguf, keys, merge_gguf, open_gguf, split_gguf, write_gguf
 from azquant.types import get_type
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,19 @@ def fill_of(path: Path) -> int:
         return values.pop()
 
 
+def write_pieces(path: Path) -> None:
+    """The file of :func:`make` filled with 2, its data made and written by three threads."""
+    specs = [TensorSpec(f"t{i}", (SIZE // COUNT,), I8) for i in range(COUNT)]
+    metadata = {"general.name": keys.string("x"), "fill": keys.u8(2)}
+    size = SIZE // COUNT // 16
+
+    def data(spec: TensorSpec) -> Iterator[Piece]:
+        for _ in range(16):
+            yield Piece(size, lambda: [np.full(size, 2, np.uint8)])
+
+    write_gguf(path, metadata, specs, data, threads=3, overwrite=True)
+
+
 # Every way to write a file in a folder that holds old.gguf (filled with 1); in.gguf (2) and its shards lie in
 # the folder beside. What may be there afterwards: exactly old.gguf, or the new file or files.
 WRITES: dict[str, tuple[Callable[[Path, Path], object], set[str]]] = {
@@ -65,6 +78,7 @@ WRITES: dict[str, tuple[Callable[[Path, Path], object], set[str]]] = {
         ),
         {"old.gguf"},
     ),
+    "pieces": (lambda source, folder: write_pieces(folder / "old.gguf"), {"old.gguf"}),
     "split": (
         lambda source, folder: split_gguf(source / "in.gguf", folder / "new", max_tensors=2),
         {"old.gguf", *(f"new-0000{i}-of-00004.gguf" for i in (1, 2, 3, 4))},

@@ -32,10 +32,10 @@ from azquant.gguf import (
     ValueType,
     atomic,
     check_output,
+    fill,
     keys,
     open_gguf,
     write_gguf,
-    writer,
 )
 from azquant.types import get_type
 
@@ -553,7 +553,7 @@ def test_an_interruption_leaves_nothing(
     if where == "sync":
         monkeypatch.setattr(os, "fsync", stop)
     elif where == "verify":
-        monkeypatch.setattr(writer, "open_descriptor", stop)
+        monkeypatch.setattr(fill, "open_descriptor", stop)
     elif where == "publish":
         monkeypatch.setattr(os, "link", stop)
         monkeypatch.setattr(Path, "replace", stop)
@@ -566,7 +566,7 @@ def test_an_interruption_leaves_nothing(
         assert not target.exists()
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "pread", "link"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "preadv", "link"])
 def test_a_failing_disk_is_an_output_error(
     target: Path, mode: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,11 +640,13 @@ def test_verification_sees_one_changed_bit(
     target: Path, mode: str, verify: bool, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.fsync
+    changed: list[int] = []
 
     def corrupting(descriptor: int) -> None:
-        position = at % os.fstat(descriptor).st_size
-        byte = os.pread(descriptor, 1, position)
-        os.pwrite(descriptor, bytes([byte[0] ^ 1]), position)
+        if not changed:
+            changed.append(at % os.fstat(descriptor).st_size)
+            byte = os.pread(descriptor, 1, changed[0])
+            os.pwrite(descriptor, bytes([byte[0] ^ 1]), changed[0])
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", corrupting)

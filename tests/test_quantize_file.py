@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from azquant.errors import (
     UnsupportedTypeError,
 )
 from azquant.gguf import open_gguf
+from azquant.gguf.atomic import AtomicFile
 
 LISTED = [
     "q4_0",
@@ -86,6 +88,20 @@ def test_a_tensor_that_has_its_type_already_is_copied(sources: Path, tmp_path: P
     with open_gguf(twice) as file:
         assert "azquant.requantized_from" not in file.metadata
     assert report.bits_per_weight < 6
+
+
+def test_without_verify_the_bytes_are_the_same(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(sources / "gpt2-256-tied.gguf", tmp_path / "a.gguf", "q4_0")
+
+    def never(descriptor: int) -> None:
+        raise AssertionError("the disk was waited for")
+
+    monkeypatch.setattr(os, "fsync", never)
+    monkeypatch.setattr(AtomicFile, "_sync_folder", lambda self: None)
+    quantize(sources / "gpt2-256-tied.gguf", tmp_path / "b.gguf", "q4_0", verify=False)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 def test_requantizing_must_be_allowed_and_is_recorded(sources: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ __all__ = [
 
 Float32 = NDArray[np.float32]
 
+_TURNED_ROWS = 128  # of a matrix to be transposed, at a time
+
 
 class TensorSource(Protocol):
     """What a transform needs of a checkpoint's tensor: its shape, and its rows as float32."""
@@ -74,19 +76,23 @@ class Keep:
 
 @dataclass(frozen=True)
 class Transpose:
-    """A (in, out) matrix, as GPT-2's Conv1D stores it, turned to (out, in). Held whole while it is cut."""
+    """A (in, out) matrix, as GPT-2's Conv1D stores it, turned to (out, in). Held whole, turned."""
 
     def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[::-1]
 
     def bands(self, source: TensorSource, rows: int) -> Iterator[Float32]:
-        whole = source.read_f32()
-        for start in range(0, whole.shape[1], rows):
-            band = whole[:, start : start + rows]
-            turned = np.empty(band.shape[::-1], dtype=np.float32)
-            for row in range(0, band.shape[0], 32):  # whole cache lines of both: twice as fast as at once
-                turned[:, row : row + 32] = band[row : row + 32].T
-            yield turned
+        height, width = source.shape
+        turned = np.empty((width, height), dtype=np.float32)
+        # Rows a little apart: columns of a power of two would all fall on the same few lines of the cache.
+        some = np.empty((_TURNED_ROWS, width + 16), dtype=np.float32)[:, :width]
+        for row in range(0, height, _TURNED_ROWS):
+            last = min(row + _TURNED_ROWS, height)
+            band = some[: last - row]
+            band[:] = source.read_f32(row, last)
+            turned[:, row:last] = band.T
+        for start in range(0, width, rows):
+            yield turned[start : start + rows]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,13 @@ Targets: f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q2_k_s q3_k_s q3_k_m q3_k_l 
     help="What becomes of NaN and infinity.",
 )
 @click.option("--keep-split", is_flag=True, help="Write as many shards as SRC has.")
+@click.option(
+    "--no-verify",
+    "verify",
+    flag_value=False,
+    default=True,
+    help="Do not wait for the disk and read nothing back, as llama-quantize.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the exact size; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from azquant.architectures import Architecture, architecture_of_config
@@ -17,7 +16,7 @@ from azquant.checkpoint import Checkpoint, StackedTensor, open_checkpoint
 from azquant.conversion.agreement import Agreement
 from azquant.conversion.from_scratch import ScratchOptions, recognize
 from azquant.conversion.lora import open_adapter
-from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
+from azquant.conversion.metadata import general_metadata, hashing, source_metadata
 from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
 from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
@@ -25,7 +24,8 @@ from azquant.conversion.quantize import quantize_file
 from azquant.conversion.recipe import get_target
 from azquant.conversion.report import ConversionReport, Coverage, TensorRow
 from azquant.conversion.tokenizer import tokenizer_proof
-from azquant.conversion.write import Encoder
+from azquant.conversion.write import pieces
+from azquant.cpu import num_threads
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
 from azquant.types import GGMLType
@@ -109,6 +109,8 @@ def convert(
     with open_checkpoint(source) as checkpoint, ExitStack() as opened:
         architecture, config, hf_config, weights, more_notes = _model(checkpoint, options)
         adapter = None if lora is None else open_adapter(Path(lora), opened)
+        files = (*checkpoint.files, *(adapter.files if adapter else ()))
+        hashes = None if dry_run else opened.enter_context(hashing(files))  # what takes longest begins first
         plan = make_plan(architecture, config, weights, wanted, adapter)
         folder = source if source.is_dir() else source.parent
         tokenizer_path = folder if tokenizer is None else Path(tokenizer)
@@ -128,27 +130,28 @@ def convert(
             base_model=adapter.base_model if adapter else "",
         )
         output = output_path(destination, before, wanted)
-        files = (*checkpoint.files, *(adapter.files if adapter else ()))
         if output is not destination:
             check_output(output, overwrite=overwrite)
         written = [output]
-        if not dry_run:
-            encoder = opened.enter_context(Encoder(plan.tensors))
+        if hashes is not None:
+            items = {item.rule.name: item for item in plan.tensors}
             written = _write(
                 output,
-                lambda hashes: {
+                lambda found: {
                     **before,
                     **config.metadata(),
                     **after,
-                    **source_metadata(files, hashes),
+                    **source_metadata(files, found),
                     **tokenizer_keys,
                 },
+                hashes,
                 [item.spec for item in plan.tensors],
-                encoder.data,
+                lambda spec: pieces(items[spec.name]),
                 files,
                 split_max_size,
                 overwrite=overwrite,
                 progress=progress,
+                threads=num_threads(),
             )
         merged = (f"LoRA adapter {lora}: {len(adapter)} modules merged in float32",) if adapter else ()
         return ConversionReport(
@@ -169,6 +172,7 @@ def convert(
 def _write(
     output: Path,
     metadata: Callable[[list[str]], dict[str, MetadataValue]],
+    hashes: Future[list[str]],
     specs: list[TensorSpec],
     data: Callable[[TensorSpec], Iterable[Any]],
     files: tuple[Path, ...],
@@ -177,19 +181,15 @@ def _write(
 ) -> list[Path]:
     """One file, or several where the tensors take more than ``split_max_size`` bytes.
 
-    ``metadata`` are made of the hashes of ``files``. For one file, these are computed while it is written.
+    ``metadata`` are made of the ``hashes`` of ``files``; one file is written before they are known.
     """
     options["sources"] = files
     if split_max_size is not None and sum(spec.nbytes for spec in specs) > split_max_size:
         prefix = output.with_suffix("") if output.suffix == ".gguf" else output
-        said = metadata(file_hashes(files))
-        return write_split_gguf(prefix, said, specs, data, max_bytes=split_max_size, **options)
-    stop = Event()
-    with ThreadPoolExecutor(1) as pool, ExitStack() as ended:
-        ended.callback(stop.set)
-        hashes = pool.submit(file_hashes, files, stop)
-        placeholder = metadata(["0" * 64 for _ in files])
-        write_gguf(output, placeholder, specs, data, late=lambda: metadata(hashes.result()), **options)
+        options["max_bytes"] = split_max_size
+        return write_split_gguf(prefix, metadata(hashes.result()), specs, data, **options)
+    placeholder = metadata(["0" * 64 for _ in files])
+    write_gguf(output, placeholder, specs, data, late=lambda: metadata(hashes.result()), **options)
     return [output]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -12,16 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from azquant.conversion.ahead import Ahead
 from azquant.conversion.imatrix import ImportanceMatrix, read_imatrix
 from azquant.conversion.plan import block_warnings
 from azquant.conversion.recipe import Choice, Model, Options, Target, Weight, choose_types, get_target
 from azquant.conversion.report import ConversionReport, TensorRow
+from azquant.cpu import num_threads
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import (
     GGUFFile,
     GGUFTensor,
     MetadataValue,
+    Piece,
     TensorSpec,
     ValueType,
     check_output,
@@ -37,8 +39,8 @@ from azquant.types import GGMLType
 
 __all__ = ["quantize_file"]
 
-BAND_ELEMENTS = 1 << 22
-"""Weights worked on at a time: 16 MiB in float32."""
+BAND_ELEMENTS = 1 << 21
+"""Weights that a thread works on at a time: 8 MiB in float32."""
 
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 _PLAIN = ("f32", "f16", "bf16")
@@ -58,6 +60,7 @@ def quantize_file(
     strict: bool = False,
     nonfinite: str = "error",
     keep_split: bool = False,
+    verify: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -77,7 +80,9 @@ def quantize_file(
     A split model (``src`` is its first shard) becomes one file; ``keep_split`` writes as many shards again,
     named after ``dst`` without its suffix: ``dst-00001-of-0000N.gguf``.
 
-    ``dst`` appears whole or not at all. With ``dry_run`` nothing is written; the report tells the exact size.
+    ``dst`` appears whole or not at all: it gets its name when it is on the disk and was read back. Without
+    ``verify`` (llama-quantize does neither) the system writes it to the disk when it likes, and a power cut
+    soon after may leave a broken file. With ``dry_run`` nothing is written; the report tells the exact size.
 
     Raises InputFileError, GGUFError, FormatError (the importance matrix), ConversionError, NonFiniteError,
     ShapeError, ArgumentError, UnsupportedTypeError, OutputError.
@@ -118,17 +123,17 @@ def quantize_file(
         layouts = _layouts(groups, metadata, file.alignment)
         size = sum(layout.total for layout in layouts)
         if not dry_run:
-            specs = [spec for layout in layouts for spec in layout.specs]
-            with Ahead(specs, lambda spec: jobs[spec.name].bands()) as ahead:
-                write_shards(
-                    targets,
-                    layouts,
-                    ahead.data,
-                    sources=file.paths,
-                    overwrite=overwrite,
-                    verify=True,
-                    progress=progress,
-                )
+            write_shards(
+                targets,
+                layouts,
+                lambda spec: jobs[spec.name].pieces(),
+                sources=file.paths,
+                overwrite=overwrite,
+                verify=verify,
+                progress=progress,
+                sync=verify,
+                threads=num_threads(),
+            )
         return ConversionReport(
             source=source,
             destination=targets[0],
@@ -165,49 +170,61 @@ class _Job:
             tensor.name, tensor.name, tensor.shape, tensor.type.name, choice.type.name, nbytes, choice.reason
         )
 
-    def bands(self) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of the new tensor."""
-        data = self.tensor.data
+    def pieces(self) -> Iterator[Piece]:
+        """The bytes of the new tensor, a few rows at a time."""
         if self.copied:
-            for at in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
-                yield data[at : at + 4 * BAND_ELEMENTS]
-                self.tensor.release(at, at + 4 * BAND_ELEMENTS)
+            for start in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
+                stop = min(start + 4 * BAND_ELEMENTS, self.tensor.nbytes)
+                yield Piece(stop - start, partial(self._copy, start, stop), stop - start)
             return
         rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
+        row_bytes = self.choice.type.row_bytes(columns)
         slices = 1 if self.importance is None else len(self.importance)
-        per_slice = rows // slices
         for i in range(slices):
             importance = None if self.importance is None else self.importance[i]
-            for first, band in self._floats(data, i * per_slice, (i + 1) * per_slice, columns):
-                if self.zero_nonfinite:
-                    band = _without_nonfinite(band)
-                yield encode_rows(
-                    band, self.choice.type, importance=importance, tensor=self.tensor.name, first_row=first
-                )
-                self.tensor.release(self._offset(first), self._offset(first + len(band)))
+            for first, last in _bands(i * rows // slices, (i + 1) * rows // slices, columns):
+                encode = partial(self._encode, first, last, importance)
+                yield Piece((last - first) * row_bytes, encode, 8 * (last - first) * columns)
+
+    def _copy(self, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+        yield self.tensor.data[start:stop]
+        self.tensor.release(start, stop)
+
+    def _encode(
+        self, first: int, last: int, importance: NDArray[np.float32] | None
+    ) -> Iterator[NDArray[np.uint8]]:
+        band = self._floats(first, last)
+        if self.zero_nonfinite:
+            band = _without_nonfinite(band)
+        yield encode_rows(
+            band, self.choice.type, importance=importance, tensor=self.tensor.name, first_row=first
+        )
+        self.tensor.release(self._offset(first), self._offset(last))
 
     def _offset(self, row: int) -> int:
         return row * self.tensor.type.row_bytes(self.tensor.shape[-1])
 
-    def _floats(
-        self, tensor_data: NDArray[np.uint8], start: int, stop: int, columns: int
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Rows ``start`` to ``stop`` in float32, and where each band begins. F32 is seen in place."""
-        step = max(1, BAND_ELEMENTS // columns)
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
-            data = tensor_data[self._offset(first) : self._offset(last)]
-            if self.tensor.type.name == "f32" and data.ctypes.data % 4 == 0:
-                yield first, data.view("<f4").reshape(last - first, columns)
-            else:
-                yield first, QTensor(data, (last - first, columns), self.tensor.type).dequantize()
+    def _floats(self, first: int, last: int) -> NDArray[np.float32]:
+        """Rows in float32, F32 seen in place."""
+        columns = self.tensor.shape[-1]
+        data = self.tensor.data[self._offset(first) : self._offset(last)]
+        if self.tensor.type.name == "f32" and data.ctypes.data % 4 == 0:
+            return data.view("<f4").reshape(last - first, columns)
+        return QTensor(data, (last - first, columns), self.tensor.type).dequantize()
 
     def count_nonfinite(self) -> int:
         """How many of its weights are NaN or infinite."""
         rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
         return sum(
-            int((~np.isfinite(band)).sum()) for _, band in self._floats(self.tensor.data, 0, rows, columns)
+            int((~np.isfinite(self._floats(first, last))).sum()) for first, last in _bands(0, rows, columns)
         )
+
+
+def _bands(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Rows ``start`` to ``stop``, cut into what is worked on at a time."""
+    step = max(1, BAND_ELEMENTS // max(1, columns))
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
 
 
 def _without_nonfinite(band: NDArray[np.float32]) -> NDArray[np.float32]:

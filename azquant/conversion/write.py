@@ -1,83 +1,44 @@
-"""Tensor data on its way into the file: one band of rows in memory at a time, encoded as it is asked for.
-
-Small tensors are read, turned and encoded ahead by a few threads, within a budget of memory.
-"""
+"""Tensor data on its way into the file: bands of rows that threads read, turn and encode."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import prod
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from azquant.architectures.base import Keep
+from azquant.architectures.base import Keep, Transpose
 from azquant.conversion.plan import PlannedTensor, Source
 from azquant.errors import NonFiniteError
-from azquant.gguf import TensorSpec
+from azquant.gguf import Piece
 from azquant.ops import encode_rows
 
-__all__ = ["Encoder", "encoded_bands"]
+__all__ = ["encoded_bands", "pieces"]
 
-BAND_ELEMENTS = 1 << 22
-"""Weights held in float32 at a time (16 MiB), where a transform does not need more."""
-
-
-AHEAD_ELEMENTS = 1 << 23
-"""Weights of the tensors that are encoded ahead of the one being written, together (32 MiB in float32)."""
-WORKERS = 2
-
-Bands = list[NDArray[np.uint8]]
+BAND_ELEMENTS = 1 << 20
+"""Weights held in float32 at a time (4 MiB), where a transform does not need more."""
 
 
-class Encoder:
-    """The bytes of planned tensors, asked for in order; use it in a ``with``, which ends its threads.
+def pieces(item: PlannedTensor) -> Iterator[Piece]:
+    """One planned tensor in pieces: bands of rows where each can be read by itself, else the whole.
 
-    What is ahead never holds more than AHEAD_ELEMENTS weights; a larger tensor is encoded where it is asked
-    for, band by band.
+    Errors of making them are those of :func:`encoded_bands`.
     """
-
-    def __init__(self, items: Sequence[PlannedTensor]) -> None:
-        self._items = {item.rule.name: item for item in items}
-        self._waiting = deque(item for item in items if item.spec.nbytes)
-        self._ahead: dict[str, Future[Bands]] = {}
-        self._room = AHEAD_ELEMENTS
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="azquant-encode")
-
-    def __enter__(self) -> Encoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def data(self, spec: TensorSpec) -> Iterable[NDArray[np.uint8]]:
-        """The bytes of the tensor ``spec``, band by band. Errors are those of :func:`encoded_bands`."""
-        self._fill()
-        future = self._ahead.pop(spec.name, None)
-        if future is None:
-            if self._waiting and self._waiting[0].rule.name == spec.name:
-                self._waiting.popleft()
-            return encoded_bands(self._items[spec.name])
-        bands = future.result()
-        self._room += prod(spec.shape)
-        self._fill()
-        return bands
-
-    def _fill(self) -> None:
-        while self._waiting and prod(self._waiting[0].rule.shape) <= self._room:
-            item = self._waiting.popleft()
-            self._room -= prod(item.rule.shape)
-            self._ahead[item.rule.name] = self._pool.submit(_all_bands, item)
-
-
-def _all_bands(item: PlannedTensor) -> Bands:
-    return list(encoded_bands(item))
+    rule, source = item.rule, item.source
+    working = 8 * BAND_ELEMENTS  # a band of floats, before and after
+    if not isinstance(rule.transform, Keep) or source is None:
+        whole = 4 * prod(rule.shape) if isinstance(rule.transform, Transpose) else 0
+        yield Piece(item.spec.nbytes, partial(encoded_bands, item), working + whole)
+        return
+    row_bytes = item.spec.nbytes // rule.shape[0]
+    step = _rows_at_once(rule.shape)
+    for first in range(0, rule.shape[0], step):
+        last = min(first + step, rule.shape[0])
+        make = partial(_encoded, item, source.read_f32, first, last)
+        yield Piece((last - first) * row_bytes, make, working)
 
 
 def encoded_bands(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:
@@ -86,19 +47,33 @@ def encoded_bands(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:
     Raises NonFiniteError naming the checkpoint's tensor and the index in it of the first NaN or infinity, or
     of a weight too large for the type; CheckpointError when the file cannot be read.
     """
-    rule = item.rule
-    columns = rule.shape[-1]
-    rows = max(1, BAND_ELEMENTS // columns) if len(rule.shape) > 1 else BAND_ELEMENTS
-    first_row = 0
     # A Constant asks nothing of its source.
     source: Any = item.source
-    for band in rule.transform.bands(source, rows):
+    first = 0
+    for band in item.rule.transform.bands(source, _rows_at_once(item.rule.shape)):
+        yield _encoded_band(item, band, first)
+        first += band.shape[0]
+
+
+def _rows_at_once(shape: Sequence[int]) -> int:
+    return max(1, BAND_ELEMENTS // max(1, prod(shape[1:])))
+
+
+def _encoded(
+    item: PlannedTensor, read: Callable[[int, int], NDArray[np.float32]], first: int, last: int
+) -> Iterator[NDArray[np.uint8]]:
+    yield _encoded_band(item, read(first, last), first)
+
+
+def _encoded_band(item: PlannedTensor, band: NDArray[np.float32], first: int) -> NDArray[np.uint8]:
+    """The bytes of a band that begins at ``first`` along the tensor's first axis."""
+    columns = item.rule.shape[-1]
+    first_row = first * (prod(item.rule.shape[1:-1]) if band.ndim > 1 else 0)
+    try:
         matrix = band.reshape(-1, columns) if band.ndim > 1 else band.reshape(1, -1)
-        try:
-            yield encode_rows(matrix, item.type, tensor=rule.name, first_row=first_row)
-        except NonFiniteError as e:
-            raise _explain(e, item) from e
-        first_row += matrix.shape[0]
+        return encode_rows(matrix, item.type, tensor=item.rule.name, first_row=first_row)
+    except NonFiniteError as e:
+        raise _explain(e, item) from e
 
 
 def _explain(error: NonFiniteError, item: PlannedTensor) -> NonFiniteError:

@@ -7,6 +7,7 @@ from azquant.gguf import keys
 from azquant.gguf.atomic import check_output
 from azquant.gguf.edit import edit_gguf, edited_metadata
 from azquant.gguf.encoding import MetadataValue
+from azquant.gguf.fill import Piece
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
 from azquant.gguf.split import merge_gguf, split_gguf, write_split_gguf
 from azquant.gguf.totals import type_totals
@@ -18,6 +19,7 @@ __all__ = [
     "GGUFFile",
     "GGUFTensor",
     "MetadataValue",
+    "Piece",
     "TensorSpec",
     "Value",
     "ValueType",

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from os import PathLike
@@ -23,6 +24,7 @@ from azquant.errors import OutputError
 __all__ = ["AtomicFile", "check_output"]
 
 _COPY_BYTES = 1 << 20
+_SEEKING = threading.Lock()
 
 
 def check_output(
@@ -78,6 +80,7 @@ class AtomicFile:
         self._target = check_output(path, overwrite=overwrite, sources=sources)
         self._folder = self._target.parent
         self._temporary: Path | None = None
+        self._end = 0
         try:
             free = shutil.disk_usage(self._folder).free
             if free < size:
@@ -90,20 +93,17 @@ class AtomicFile:
                 raise
             raise _failed(self.path, error) from error
 
-    def write(self, data: memoryview) -> None:
-        """Append ``data`` (bytes, one-dimensional)."""
+    def write(self, data: memoryview, at: int | None = None) -> None:
+        """Write ``data`` (bytes, one-dimensional) at byte ``at``, or after all that came without a place.
+
+        With a place, any thread may write at any time.
+        """
+        if at is None:
+            at, self._end = self._end, self._end + len(data)
         try:
             while data:
-                data = data[os.write(self.descriptor, data) :]
-        except OSError as error:
-            raise _failed(self.path, error) from error
-
-    def rewrite(self, data: memoryview) -> None:
-        """Replace the file's first bytes by ``data``."""
-        try:
-            os.lseek(self.descriptor, 0, os.SEEK_SET)
-            self.write(data)
-            os.lseek(self.descriptor, 0, os.SEEK_END)
+                count = _pwrite(self.descriptor, data, at)
+                data, at = data[count:], at + count
         except OSError as error:
             raise _failed(self.path, error) from error
 
@@ -114,9 +114,17 @@ class AtomicFile:
         except OSError as error:
             raise _failed(self.path, error) from error
         if hasattr(os, "posix_fadvise"):
-            # Otherwise reading back would compare memory with itself.
+            # Otherwise reading back would compare memory with itself. (Direct reads would be in the way of
+            # those who write meanwhile: they lock the file.)
             with suppress(OSError):
                 os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read_back(self, at: int, out: memoryview) -> int:
+        """Fill ``out`` from byte ``at`` on; how many bytes the file had. Any thread may, at any time."""
+        try:
+            return _preadv(self.descriptor, out, at)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be read back: {error.strerror}") from error
 
     def publish(self) -> None:
         """Give the file its name, in one step."""
@@ -209,6 +217,24 @@ class AtomicFile:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def _pwrite(descriptor: int, data: memoryview, at: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, at)
+    with _SEEKING:  # Windows has no positioned write
+        os.lseek(descriptor, at, os.SEEK_SET)
+        return os.write(descriptor, data)
+
+
+def _preadv(descriptor: int, out: memoryview, at: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [out], at)
+    with _SEEKING:
+        os.lseek(descriptor, at, os.SEEK_SET)
+        data = os.read(descriptor, len(out))
+        out[: len(data)] = data
+        return len(data)
 
 
 def _status(path: Path) -> os.stat_result | None:

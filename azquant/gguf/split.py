@@ -16,10 +16,11 @@ from azquant.errors import ArgumentError
 from azquant.gguf import keys
 from azquant.gguf.atomic import AtomicFile
 from azquant.gguf.encoding import MetadataValue
+from azquant.gguf.fill import fill
 from azquant.gguf.header import DEFAULT_ALIGNMENT
 from azquant.gguf.reader import GGUFFile, open_gguf
 from azquant.gguf.shards import MAX_SHARDS, SPLIT_KEYS, shard_paths
-from azquant.gguf.writer import Layout, Progress, TensorSpec, fill, write_gguf
+from azquant.gguf.writer import Layout, Progress, TensorSpec, write_gguf
 
 __all__ = ["copied_data", "copied_specs", "merge_gguf", "split_gguf", "write_shards", "write_split_gguf"]
 
@@ -119,14 +120,15 @@ def write_split_gguf(
     overwrite: bool = False,
     sources: Iterable[str | PathLike[str]] = (),
     verify: bool = True,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write a model as ``prefix-00001-of-0000N.gguf``, ...; the names of these files.
 
-    ``metadata``, ``tensors``, ``data``, ``sources`` and ``verify`` are those of :func:`write_gguf`, the
-    limits those of :func:`split_gguf`. All shards are written and verified before the first gets its name, so
-    that a failure or a kill while they are written leaves nothing. Raises ArgumentError for limits below 1 or
-    more than 65535 shards, and what :func:`write_gguf` raises.
+    ``metadata``, ``tensors``, ``data``, ``sources``, ``verify`` and ``threads`` are those of
+    :func:`write_gguf`, the limits those of :func:`split_gguf`. All shards are written and verified before
+    the first gets its name, so that a failure or a kill while they are written leaves nothing. Raises
+    ArgumentError for limits below 1 or more than 65535 shards, and what :func:`write_gguf` raises.
     """
     for name, limit in (("max_tensors", max_tensors), ("max_bytes", max_bytes)):
         if limit is not None and limit < 1:
@@ -143,7 +145,7 @@ def write_split_gguf(
         Layout(_shard_metadata(metadata if i == 0 else {}, i, len(groups), len(tensors)), group, alignment)
         for i, group in enumerate(groups)
     ]
-    write_shards(targets, layouts, data, tuple(sources), overwrite, verify, progress)
+    write_shards(targets, layouts, data, tuple(sources), overwrite, verify, progress, threads=threads)
     return targets
 
 
@@ -155,6 +157,9 @@ def write_shards(
     overwrite: bool,
     verify: bool,
     progress: Progress | None,
+    *,
+    sync: bool = True,
+    threads: int = 1,
 ) -> None:
     """Write ``layouts`` to ``targets``; all are complete before the first gets its name."""
     total = sum(layout.total for layout in layouts)
@@ -172,7 +177,7 @@ def write_shards(
             outputs.append(stack.enter_context(output))
             left -= layout.total
         for output, layout in zip(outputs, layouts, strict=True):
-            fill(output, layout, data, verify=verify, progress=report)
+            fill(output, layout, data, verify=verify, sync=sync, threads=threads, progress=report)
             before += layout.total
         published: list[Path] = []
         try:

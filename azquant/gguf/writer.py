@@ -7,21 +7,18 @@ multiple of the alignment and the last is padded too, which older readers rely o
 from __future__ import annotations
 
 import operator
-import os
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from azquant.errors import ArgumentError, GGUFError, InternalError, OutputError, ShapeError
+from azquant.errors import ArgumentError, ShapeError
 from azquant.gguf import keys
 from azquant.gguf.atomic import AtomicFile
 from azquant.gguf.encoding import MetadataValue
+from azquant.gguf.fill import fill
 from azquant.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -33,13 +30,11 @@ from azquant.gguf.header import (
     MAX_SIZE,
     MAX_TENSORS,
 )
-from azquant.gguf.reader import open_descriptor
 from azquant.types import GGMLType, get_type
 
-__all__ = ["TensorSpec", "write_gguf"]
+__all__ = ["Layout", "TensorSpec", "write_gguf"]
 
 _VERSION = 3
-_PIECE = 4 << 20  # bytes read back at a time
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Told (bytes done, bytes in all) now and then."""
@@ -79,7 +74,7 @@ class TensorSpec:
 
 
 Data: TypeAlias = Callable[[TensorSpec], Iterable[Any]]
-"""Gives a tensor's bytes, in as many buffers as it likes."""
+"""Gives a tensor's bytes, in as many buffers, or pieces still to be made, as it likes."""
 
 
 def write_gguf(
@@ -92,6 +87,7 @@ def write_gguf(
     overwrite: bool = False,
     sources: Iterable[str | PathLike[str]] = (),
     verify: bool = True,
+    threads: int = 1,
     progress: Progress | None = None,
     late: Callable[[], Mapping[str, MetadataValue]] | None = None,
 ) -> None:
@@ -99,6 +95,7 @@ def write_gguf(
 
     ``data(spec)`` is called once for each tensor that is not empty, in order, and yields its bytes in as
     many buffers as it likes (bytes, memoryview, C-contiguous arrays of any dtype); one at a time is held.
+    It may yield a :class:`Piece` instead, whose bytes one of ``threads`` threads makes and writes.
     ``sources`` are files that are read meanwhile and which the output must therefore not be.
     ``verify`` reads everything back from the disk and compares it before the file gets its name.
     ``progress(done, total)`` is told the bytes of the file written so far. ``late()``, asked after the data,
@@ -113,7 +110,7 @@ def write_gguf(
     layout = Layout(metadata, tensors, alignment)
     with AtomicFile(path, layout.total, overwrite=overwrite, sources=sources) as output:
         final = None if late is None else lambda: Layout(late(), tensors, alignment)
-        fill(output, layout, data, verify=verify, progress=progress, late=final)
+        fill(output, layout, data, verify=verify, threads=threads, progress=progress, late=final)
         output.publish()
 
 
@@ -129,39 +126,6 @@ class Layout:
         self.total = len(self.header) + sum(_padded(spec.nbytes, alignment) for spec in self.specs)
         if self.total > MAX_SIZE:
             raise ArgumentError(f"the tensors take {self.total} bytes together, more than a file can have")
-
-
-def fill(
-    output: AtomicFile,
-    layout: Layout,
-    data: Data,
-    *,
-    verify: bool = True,
-    progress: Progress | None = None,
-    late: Callable[[], Layout] | None = None,
-) -> None:
-    """Write ``layout`` and its data into ``output``, which is not published yet.
-
-    ``late()``, asked after the data, gives the layout whose header shall stand there in the end.
-    """
-    output.write(memoryview(layout.header))
-    done = len(layout.header)
-    checksums = []
-    for spec in layout.specs:
-        checksums.append(_write_tensor(output, spec, data, verify, done, layout.total, progress))
-        padding = -spec.nbytes % layout.alignment
-        output.write(memoryview(bytes(padding)))
-        done += spec.nbytes + padding
-    if progress is not None:
-        progress(done, layout.total)
-    if late is not None:
-        size, layout = len(layout.header), late()
-        if len(layout.header) != size:
-            raise ArgumentError(f"the late metadata take {len(layout.header)} bytes, not {size} as before")
-        output.rewrite(memoryview(layout.header))
-    output.sync()
-    if verify:
-        _verify(output, layout, checksums)
 
 
 def _padded(size: int, alignment: int) -> int:
@@ -224,83 +188,3 @@ def _name(name: Any, what: str, limit: int) -> bytes:
             f"the {what} {name[:80]!r} has {len(encoded)} bytes; 1 to {limit} are possible, without NUL"
         )
     return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _write_tensor(
-    output: AtomicFile,
-    spec: TensorSpec,
-    data: Data,
-    summed: bool,
-    start: int,
-    total: int,
-    progress: Progress | None,
-) -> int:
-    """Write one tensor's data; its CRC-32 if ``summed`` (accidents are all that it must find)."""
-    if not spec.nbytes:
-        return 0
-    pieces = data(spec)
-    if isinstance(pieces, (bytes, bytearray, memoryview, np.ndarray)):
-        pieces = (pieces,)  # iterating over these would give numbers or rows
-    written = 0
-    checksum = 0
-    for piece in pieces:
-        if progress is not None:
-            progress(start + written, total)
-        view = _bytes_of(piece, spec)
-        written += len(view)
-        if written > spec.nbytes:
-            raise ArgumentError(f"tensor {spec.name!r}: more data came than its {spec.nbytes} bytes")
-        if summed:
-            checksum = zlib.crc32(view, checksum)
-        output.write(view)
-    if written != spec.nbytes:
-        raise ArgumentError(f"tensor {spec.name!r}: {written} bytes of data came, not {spec.nbytes}")
-    return checksum
-
-
-def _bytes_of(piece: Any, spec: TensorSpec) -> memoryview:
-    try:
-        view = memoryview(piece)
-        return view.cast("B") if view.nbytes else memoryview(b"")  # an empty view cannot always be cast
-    except (TypeError, ValueError, BufferError) as error:
-        raise ArgumentError(
-            f"tensor {spec.name!r}: data came that is no contiguous buffer: {error}"
-        ) from None
-
-
-def _verify(output: AtomicFile, layout: Layout, checksums: Sequence[int]) -> None:
-    """Compare the file with what was meant to be in it, and open it as a reader would."""
-    header, specs = layout.header, layout.specs
-    for at in range(0, len(header), _PIECE):
-        expected = header[at : at + _PIECE]
-        if _read_back(output, at, len(expected)) != expected:
-            raise _different(output, "its header")
-    start = len(header)
-    for spec, checksum in zip(specs, checksums, strict=True):
-        check = 0
-        for at in range(start, start + spec.nbytes, _PIECE):
-            check = zlib.crc32(_read_back(output, at, min(_PIECE, start + spec.nbytes - at)), check)
-        if check != checksum:
-            raise _different(output, f"tensor {spec.name!r}")
-        start += _padded(spec.nbytes, layout.alignment)
-    try:
-        with open_descriptor(output.descriptor, output.path) as file:
-            read = [(tensor.name, tensor.shape, tensor.type) for tensor in file.tensors.values()]
-    except GGUFError as error:
-        raise InternalError(f"azquant wrote a file that it cannot read: {error}") from error
-    if read != [(spec.name, spec.shape, spec.type) for spec in specs]:
-        raise InternalError(f"{output.path}: the tensors read back are not those that were written")
-
-
-def _read_back(output: AtomicFile, at: int, size: int) -> bytes:
-    try:
-        return os.pread(output.descriptor, size, at)
-    except OSError as error:
-        raise OutputError(f"{output.path} cannot be read back: {error.strerror}") from error
-
-
-def _different(output: AtomicFile, what: str) -> OutputError:
-    return OutputError(
-        f"{output.path}: {what} reads back otherwise than it was written; the disk or the memory is faulty. "
-        "The file was not put in place"
-    )
