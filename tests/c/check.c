@@ -2,6 +2,8 @@
  *
  *   check [rounds [isa ...]]    one line per ISA and group, then "N passed, N failed"; exit code 1 on a failure
  *
+ *   check bits                  prints bits.h
+ *
  * Without names, ISAs that the machine lacks are skipped; one that is named must be there.
  *
  * The scalar kernels are the definition: every other ISA must give their bits. The scalar ones themselves are
@@ -178,6 +180,14 @@ int same_floats(const float *a, const float *b, int64_t n) {
     return 1;
 }
 
+uint64_t fnv1a(const void *data, size_t bytes) {
+    uint64_t value = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < bytes; i++) {
+        value = (value ^ ((const uint8_t *)data)[i]) * 0x100000001b3u;
+    }
+    return value;
+}
+
 int64_t block_elements(int type) {
     for (int64_t k = 1; k <= 256; k *= 2) {
         if (azq_row_bytes(type, k) > 0) {
@@ -207,6 +217,10 @@ static int is_usable(const char *isa) {
 }
 
 int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "bits") == 0) {
+        print_bits();
+        return 0;
+    }
     int rounds = argc > 1 ? atoi(argv[1]) : 1;
     for (int i = 2; i < argc; i++) {
         if (!is_usable(argv[i])) {
@@ -236,6 +250,7 @@ int main(int argc, char **argv) {
         check_golden(isa);
         check_api(isa);
         check_programs(isa);
+        check_bits(isa);
     }
     check_amx(rounds);
     check_arguments();

@@ -57,6 +57,9 @@ void guarded_free(guarded *g);
 /* Equal bits, or both NaN (which NaN is nobody's promise). */
 int same_floats(const float *a, const float *b, int64_t n);
 
+/* FNV-1a, 64 bits. */
+uint64_t fnv1a(const void *data, size_t bytes);
+
 /* ---- the files ---------------------------------------------------------------------------------- */
 
 /* Elements per block of a type that azq_row_bytes knows; 0 for others. */
@@ -73,5 +76,10 @@ void check_api(const char *isa);
 void check_arguments(void);
 void check_threads(void);
 void check_programs(const char *isa);
+void check_bits(const char *isa);
+void print_bits(void);
+
+/* The logits of check_program.c's model, whole prompt at once (freed by input_free(x, sizeof *x, 0)). */
+float *program_logits(int compute, int kv_type, size_t *bytes);
 
 #endif

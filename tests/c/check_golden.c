@@ -4,14 +4,6 @@
 #include <stdlib.h>
 #include "golden.h"
 
-static uint64_t fnv1a(const void *data, size_t bytes) {
-    uint64_t value = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < bytes; i++) {
-        value = (value ^ ((const uint8_t *)data)[i]) * 0x100000001b3u;
-    }
-    return value;
-}
-
 /* The generator of make_golden.py. */
 static void golden_input(float *x) {
     random_state r = {0x617a7175616e74u};

@@ -69,7 +69,7 @@ static model *model_new(void) {
         m->bias[i] = random_float(&r) * 0.1f;
     }
     for (int i = 0; i < DIM / 2; i++) {
-        m->frequencies[i] = powf(100.0f, -2.0f * (float)i / DIM);
+        m->frequencies[i] = ldexpf(1.0f, -i);
     }
     azq_op *op = add(m, AZQ_OP_EMBED, X, -1, WIDTH);
     op->w = m->weights[EMBEDDING].w;
@@ -152,6 +152,17 @@ static int run(const model *m, int compute, int kv_type, int chunk, int company,
     azq_kv_free(kv);
     azq_program_free(p);
     return good;
+}
+
+float *program_logits(int compute, int kv_type, size_t *bytes) {
+    model *m = model_new();
+    float *logits = input_new(TOKENS * VOCAB, sizeof *logits, 0);
+    *bytes = TOKENS * VOCAB * sizeof *logits;
+    memset(logits, 0, *bytes);
+    azq_threads_set(1);
+    run(m, compute, kv_type, TOKENS, 0, logits);
+    model_free(m);
+    return logits;
 }
 
 static void check_step_arguments(const model *m) {
