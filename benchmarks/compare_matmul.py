@@ -4,9 +4,9 @@
 
 AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime, OpenVINO and PyTorch take part when
 installed. Every figure is the median over rounds in which all of them ran in turn, each in a short burst.
-"percent" is of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1), or
-of the int8 peak, for rows named bf16 the bf16 peak (larger M). Rows of azquant are named after an ISA and mean
-int8 there, unless bf16 is said; "ours" is what ``compute="auto"`` chooses.
+"percent" is of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1),
+or of the int8 peak, for rows named bf16 the bf16 peak (larger M). Rows of azquant are named after an ISA and
+mean int8 there, unless bf16 is said; "ours" is what ``compute="auto"`` chooses.
 """
 
 from __future__ import annotations
