@@ -35,7 +35,7 @@ class Choice(NamedTuple):
     compute: str
     """``"int8"``, ``"bf16"`` or ``"fp32"``."""
     isa: str
-    """The instruction set of the kernel that multiplies: the active one, or the best below it that has one."""
+    """That of the kernel that multiplies: the active one, or the best below it that has one."""
 
 
 def backend() -> str:

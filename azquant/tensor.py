@@ -82,8 +82,9 @@ class QTensor:
     def pack(self) -> QTensor:
         """Makes the packed copy that the int8 and bf16 kernels read, now rather than at the first product.
 
-        It is made by all threads straight from ``data``. Where that is a view of a file mapped for reading, the
-        pages read are given back: the process keeps one copy of the weights, not two. ``data`` stays usable.
+        It is made by all threads straight from ``data``. Where that is a view of a file mapped for reading,
+        the pages read are given back: the process keeps one copy of the weights, not two. ``data`` stays
+        usable.
 
         Returns self.
         """

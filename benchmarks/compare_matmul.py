@@ -2,10 +2,11 @@
 
     python benchmarks/compare_matmul.py [--quick] [--out benchmarks/results]
 
-AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime and PyTorch take part when installed.
-Every figure is the median over rounds in which all of them ran in turn, each in a short burst. "percent" is
-of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1), or of the int8
-peak (larger M).
+AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime, OpenVINO and PyTorch take part when
+installed. Every figure is the median over rounds in which all of them ran in turn, each in a short burst.
+"percent" is of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1),
+or of the int8 peak, for rows named bf16 the bf16 peak (larger M). Rows of azquant are named after an ISA and
+mean int8 there, unless bf16 is said; "ours" is what ``compute="auto"`` chooses.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ import azquant as aq
 from azquant import limits
 
 SHAPES = ((4096, 4096), (11008, 4096), (3072, 768), (768, 3072))  # (N, K)
-ROWS = (1, 4, 8, 32, 512)
+ROWS = (1, 4, 8, 32, 128, 512)
 ROUNDS = 5
+
+
+def our_name(isa: str, compute: str) -> str:
+    """A row's name."""
+    return f"azquant {isa}" if compute == "int8" else f"azquant {isa} {compute}"
 
 
 def contenders(
@@ -34,20 +40,27 @@ def contenders(
 ) -> dict[str, peers.Multiply]:
     """Name to multiply, ours first (the best ISA, then the weaker ones)."""
     found: dict[str, peers.Multiply] = {}
-    for isa in reversed(aq.isas()[1:]):
-
-        def ours(x: np.ndarray, isa: str = isa) -> Any:
-            if aq.active_isa() != isa:
-                aq.use_isa(isa)
-            return aq.matmul(x, q)
-
-        found[f"azquant {isa}"] = ours
     n, k = q.shape
+    for isa in reversed(aq.isas()[1:]):
+        for compute in ("int8", "bf16"):
+            aq.use_isa(isa)
+            if compute == "bf16" and not limits.peak_bf16(1):
+                continue
+            if aq.cpu.choice(m, n, k, q.type, compute).isa != isa:  # a weaker one's kernel
+                continue
+
+            def ours(x: np.ndarray, isa: str = isa, compute: str = compute) -> Any:
+                if aq.active_isa() != isa:
+                    aq.use_isa(isa)
+                return aq.matmul(x, q, compute)
+
+            found[our_name(isa, compute)] = ours
     if ggml:
         buffer_type, multiply = ggml.matmul(q.data, n, k, m, threads)
         found[f"ggml ({buffer_type})"] = multiply
     for name, make in (
         ("onnxruntime MatMulNBits", peers.onnxruntime_nbits),
+        ("OpenVINO int4", peers.openvino_int4),
         ("torch bf16", peers.torch_bf16),
         ("torch int4pack", peers.torch_int4),
     ):
@@ -87,8 +100,11 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
     for threads in sorted({1, report["machine"]["processors"]}):
         aq.set_num_threads(threads)
         aq.use_isa(aq.isas()[-1])
-        peak = limits.peak_int8()
-        report["limits"][str(threads)] = {"int8_macs_per_second": peak}
+        peak, bf16_peak = limits.peak_int8(), limits.peak_bf16()
+        report["limits"][str(threads)] = {
+            "int8_macs_per_second": peak,
+            "bf16_macs_per_second": bf16_peak,
+        }
         for n, k in shapes:
             dense = rng.standard_normal((n, k), dtype=np.float32)
             q = aq.quantize(dense).pack()
@@ -98,15 +114,19 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
             for m in ROWS:
                 x = rng.standard_normal((m, k), dtype=np.float32)
                 medians = time_in_turn(contenders(q, dense, m, threads, ggml), x, seconds)
-                ours = medians[f"azquant {aq.isas()[-1]}"]
+                aq.use_isa(aq.isas()[-1])
+                chosen = aq.cpu.choice(m, n, k)
+                ours = medians[our_name(chosen.isa, chosen.compute)]
                 for name, value in medians.items():
-                    percent = q.nbytes / value / bandwidth if m == 1 else m * n * k / value / peak
+                    limit = bf16_peak if name.endswith("bf16") and bf16_peak else peak
+                    percent = q.nbytes / value / bandwidth if m == 1 else m * n * k / value / limit
                     row = {
                         "threads": threads,
                         "m": m,
                         "n": n,
                         "k": k,
                         "name": name,
+                        "chosen": value == ours,
                         "microseconds": value * 1e6,
                         "gigabytes_per_second": q.nbytes / value / 1e9,
                         "gigamacs_per_second": m * n * k / value / 1e9,
@@ -128,7 +148,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"`python benchmarks/compare_matmul.py` on {head['cpu']} ({', '.join(head['flags'])}), "
         f"{head['processors']} processors, {head['compiler']}, versions {head['versions']}.",
         "Medians in microseconds, interleaved. Percent: M = 1 of stream read on a buffer of that size, "
-        "else of the int8 peak of the best ISA; both measured in this run.",
+        "else of the best ISA's bf16 peak for rows named bf16, its int8 peak for others; all of this run.",
         "",
     ]
     for threads, found in report["limits"].items():
@@ -137,8 +157,10 @@ def markdown(report: dict[str, Any]) -> str:
             for key, value in found.items()
             if key.startswith("stream")
         )
-        peak = found["int8_macs_per_second"] / 1e9
-        lines.append(f"- {threads} thread(s): int8 peak {peak:.0f} GMAC/s; stream read {reads}")
+        peaks = " and ".join(
+            f"{kind} {found[f'{kind}_macs_per_second'] / 1e9:.0f}" for kind in ("int8", "bf16")
+        )
+        lines.append(f"- {threads} thread(s): peak {peaks} GMAC/s; stream read {reads}")
     for threads in report["limits"]:
         rows = [row for row in report["rows"] if str(row["threads"]) == threads]
         names = list(dict.fromkeys(row["name"] for row in rows))
@@ -152,7 +174,8 @@ def markdown(report: dict[str, Any]) -> str:
         for m, n, k in dict.fromkeys((row["m"], row["n"], row["k"]) for row in rows):
             cells = {row["name"]: row for row in rows if (row["m"], row["n"], row["k"]) == (m, n, k)}
             shown = [f"{cells[name]['microseconds']:.0f}" if name in cells else "" for name in names]
-            percent = f"{cells[names[0]]['percent_of_limit']:.0f}%"
+            ours = next(row for row in cells.values() if row["chosen"])
+            percent = f"{ours['percent_of_limit']:.0f}%"
             lines.append(f"| {m} | {n} x {k} | " + " | ".join(shown) + f" | {percent} |")
     return "\n".join(lines) + "\n"
 

@@ -218,6 +218,38 @@ def onnxruntime_nbits(weights: Floats, threads: int) -> Multiply | None:
     return lambda x: session.run(None, {"x": x})[0]
 
 
+def openvino_int4(weights: Floats, threads: int) -> Multiply | None:
+    """OpenVINO's CPU plugin, weights of 4 signed bits with a scale per 32, activations to int8 per 32."""
+    try:
+        import openvino
+        from openvino import opset13 as ops
+    except ImportError:
+        return None
+    n, k = weights.shape
+    blocks = weights.reshape(n, k // 32, 32)
+    scales = np.abs(blocks).max(axis=2, keepdims=True) / 7
+    q = np.rint(blocks / scales).astype(np.int8).view(np.uint8).reshape(-1, 2) & 15
+    packed = q[:, 0] | q[:, 1] << 4
+    nibbles = openvino.Tensor(packed, openvino.Shape([n, k // 32, 32]), openvino.Type.i4)
+    dense = ops.multiply(
+        ops.convert(ops.constant(nibbles), np.float16), ops.constant(scales.astype(np.float16))
+    )
+    rows = ops.convert(ops.reshape(dense, ops.constant(np.array([n, k])), False), np.float32)
+    x = ops.parameter([-1, k], np.float32)
+    model = openvino.Model([ops.matmul(x, rows, False, True)], [x])
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
+    }
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+    def multiply(values: Floats, keep: object = (packed, nibbles)) -> object:  # the model views their memory
+        return request.infer([values])[0]
+
+    return multiply
+
+
 def numpy_fallback(weights: azquant.QTensor) -> Multiply:
     """azquant's own NumPy backend: dequantize, then BLAS (which keeps its own threads)."""
     from azquant import _fallback

@@ -37,8 +37,8 @@ def relative_error(y: Floats, x: npt.NDArray[np.floating], w: aq.QTensor) -> flo
 
 
 def worst_case(x: Floats, w: aq.QTensor, mode: str) -> npt.NDArray[np.float64]:
-    """The error that no element can exceed: fp32 sums; for int8 half a step of each activation, for bf16 half a
-    unit in the eighth bit of either factor."""
+    """The error that no element can exceed: fp32 sums; for int8 half a step of each activation, for bf16 half
+    a unit in the eighth bit of either factor."""
     exact_x, exact_w = np.abs(x.astype(np.float64)), np.abs(w.dequantize().astype(np.float64))
     bound = (1e-5 + (2**-8 + 2**-18 if mode == "bf16" else 0)) * exact_x @ exact_w.T
     if mode == "int8":
