@@ -145,6 +145,14 @@ def test_threads_change_nothing(c_isa: str, threads: int) -> None:
 # ---- arrays ------------------------------------------------------------------------------------------
 
 
+def test_a_result_too_large_for_a_cache_is_the_same(c_isa: str) -> None:
+    few = np.random.default_rng(0).standard_normal((250, 4127), dtype=np.float32)  # rows of 8254 bytes
+    made = aq.quantize(few, "f16").data.reshape(-1)
+    times = (17 << 20) // made.size + 1  # from 16 MB on, results are stored past the caches
+    many = aq.quantize(np.tile(few, (times, 1)), "f16").data.reshape(times, -1)
+    assert (many == made).all()
+
+
 def test_dtypes_are_converted_to_float32_first(isa: str) -> None:
     x = np.random.default_rng(2).normal(size=(3, 64))
     for dtype in (np.float16, np.float64, np.longdouble, ">f4", ">f2"):

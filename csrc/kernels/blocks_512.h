@@ -8,17 +8,33 @@ AZQ_INLINE __m512 negative16(__m512 x) {
     return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN)));
 }
 
-/* max(x) and max(-x) of one block of 32. */
-AZQ_INLINE void block_extremes(const float *x, float *most, float *least) {
+/* Rows mostly follow each other in memory: while one is quantized (its data in cache, the check for bad numbers
+ * has just read it), the next is fetched. Q4_0 from memory, one thread of Zen 5: 1.4 times the speed. */
+AZQ_INLINE void fetch_next(const float *x, int64_t k) {
+    _mm_prefetch((const char *)(x + k), _MM_HINT_T0);
+    _mm_prefetch((const char *)(x + k + 16), _MM_HINT_T0);
+}
+
+/* max(x) of one block of 32 in lanes 0 to 7, max(-x) in the others, eight partial ones each. */
+AZQ_INLINE __m512 block_extremes(const float *x) {
     __m512 a = loadf(x), b = loadf(x + 16);
     __m512 up = _mm512_max_ps(a, b), down = negative16(_mm512_min_ps(a, b));
-    /* Fold both to 8 lanes in one register: max in the low half, max of the negated in the high one. */
-    __m512 folded = _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
-    folded = _mm512_max_ps(folded, _mm512_shuffle_f32x4(folded, folded, 0xb1));
-    folded = _mm512_max_ps(folded, _mm512_permute_ps(folded, 0x4e));
-    folded = _mm512_max_ps(folded, _mm512_permute_ps(folded, 0xb1));
-    _mm_store_ss(most, _mm512_castps512_ps128(folded));
-    _mm_store_ss(least, _mm512_extractf32x4_ps(folded, 2));
+    return _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
+}
+
+/* Of two blocks: 128-bit lanes up, down of the first, up, down of the second, four partial ones each. */
+AZQ_INLINE __m512 pair_extremes(const float *x, const float *y) {
+    __m512 a = block_extremes(x), b = block_extremes(y);
+    return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Of eight blocks: up of 0, 2, 4, 6, then down of them, up of 1, 3, 5, 7, down of them. */
+AZQ_INLINE __m512 octet_extremes(const float *const *x) {
+    __m512 a = pair_extremes(x[0], x[1]), b = pair_extremes(x[2], x[3]);
+    __m512 c = pair_extremes(x[4], x[5]), d = pair_extremes(x[6], x[7]);
+    __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    return _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
 }
 
 /* Of a block where some x and some -x' are both the largest magnitude: the one that comes first. */
@@ -31,41 +47,62 @@ static float first_extreme(const float *x, float amax) {
     return amax;
 }
 
+typedef struct {
+    float inverse[BATCH];
+    uint16_t d[BATCH];
+} batch_scales;
+
+/* The scales of n blocks (1 to BATCH); k is how far the next row's are. */
+AZQ_INLINE void scales_q4_0(const float *x, int n, int64_t k, batch_scales *scales) {
+    const float *block[BATCH];
+    for (int i = 0; i < BATCH; i++) { /* a short batch ends with copies of its first block */
+        block[i] = x + (i < n ? i : 0) * AZQ_QK4_0;
+        fetch_next(block[i], k);
+    }
+    __m512 first = octet_extremes(block), second = octet_extremes(block + 8);
+    const __m512i odd_even = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
+    __m512 up = _mm512_permutex2var_ps(first, odd_even, second);
+    __m512 down = _mm512_permutex2var_ps(first, _mm512_add_epi32(odd_even, _mm512_set1_epi32(4)), second);
+    __m512 max = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(up, down, _CMP_GT_OQ), negative16(down), up);
+    max = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(max, _mm512_setzero_ps(), _CMP_NEQ_OQ), max); /* never -0 */
+    __mmask16 tie = _mm512_cmp_ps_mask(up, down, _CMP_EQ_OQ) & _mm512_cmp_ps_mask(up, _mm512_setzero_ps(), _CMP_GT_OQ);
+    if (tie) {
+        float most[BATCH];
+        _mm512_storeu_ps(most, max);
+        for (int i = 0; i < n; i++) {
+            if (tie >> i & 1) {
+                most[i] = first_extreme(block[i], fabsf(most[i]));
+            }
+        }
+        max = loadf(most);
+    }
+    __m512 d = _mm512_mul_ps(max, _mm512_set1_ps(-0.125f)); /* exactly what dividing by -8 gives */
+    __mmask16 nonzero = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+    _mm512_storeu_ps(scales->inverse, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(1.0f), d));
+    _mm256_storeu_si256((__m256i *)scales->d, _mm512_cvtps_ph(d, _MM_FROUND_TO_NEAREST_INT));
+}
+
 static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
     azq_block_q4_0 *y = blocks;
-    int64_t n_blocks = k / AZQ_QK4_0;
-    for (int64_t b = 0; b < n_blocks; b += BATCH, x += BATCH * AZQ_QK4_0, y += BATCH) {
-        int n = n_blocks - b < BATCH ? (int)(n_blocks - b) : BATCH;
-        float most[BATCH] = {0}, least[BATCH] = {0}, inverse[BATCH];
-        uint16_t scale[BATCH];
-        for (int i = 0; i < n; i++) {
-            block_extremes(x + i * AZQ_QK4_0, &most[i], &least[i]);
+    int64_t left = k / AZQ_QK4_0;
+    batch_scales scales[2]; /* the next batch's are made before this one's are used: nothing waits for a division */
+    if (left > 0) {
+        scales_q4_0(x, left < BATCH ? (int)left : BATCH, k, &scales[0]);
+    }
+    for (int now = 0; left > 0; now ^= 1, left -= BATCH, x += BATCH * AZQ_QK4_0, y += BATCH) {
+        int n = left < BATCH ? (int)left : BATCH;
+        if (left > BATCH) {
+            int64_t next = left - BATCH;
+            scales_q4_0(x + BATCH * AZQ_QK4_0, next < BATCH ? (int)next : BATCH, k, &scales[now ^ 1]);
         }
-        __m512 up = loadf(most), down = loadf(least);
-        __m512 max = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(up, down, _CMP_GT_OQ), negative16(down), up);
-        max = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(max, _mm512_setzero_ps(), _CMP_NEQ_OQ), max); /* never -0 */
-        __mmask16 tie = _mm512_cmp_ps_mask(up, down, _CMP_EQ_OQ) & _mm512_cmp_ps_mask(up, _mm512_setzero_ps(), _CMP_GT_OQ);
-        if (tie) {
-            _mm512_storeu_ps(most, max);
-            for (int i = 0; i < n; i++) {
-                if (tie >> i & 1) {
-                    most[i] = first_extreme(x + i * AZQ_QK4_0, least[i]);
-                }
-            }
-            max = loadf(most);
-        }
-        __m512 d = _mm512_mul_ps(max, _mm512_set1_ps(-0.125f)); /* exactly what dividing by -8 gives */
-        __mmask16 nonzero = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-        _mm512_storeu_ps(inverse, _mm512_maskz_div_ps(nonzero, _mm512_set1_ps(1.0f), d));
-        _mm256_storeu_si256((__m256i *)scale, _mm512_cvtps_ph(d, _MM_FROUND_TO_NEAREST_INT));
         for (int i = 0; i < n; i++) {
-            __m512 id = _mm512_set1_ps(inverse[i]), offset = _mm512_set1_ps(8.5f);
+            __m512 id = _mm512_set1_ps(scales[now].inverse[i]), offset = _mm512_set1_ps(8.5f);
             __m512i most_q = _mm512_set1_epi32(15);
             __m512 low = _mm512_add_ps(_mm512_mul_ps(loadf(x + i * 32), id), offset);
             __m512 high = _mm512_add_ps(_mm512_mul_ps(loadf(x + i * 32 + 16), id), offset);
             __m512i q0 = _mm512_min_epi32(_mm512_cvttps_epi32(low), most_q);
             __m512i q1 = _mm512_min_epi32(_mm512_cvttps_epi32(high), most_q);
-            y[i].d = scale[i];
+            y[i].d = scales[now].d[i];
             _mm_storeu_si128((__m128i *)y[i].qs, _mm512_cvtepi32_epi8(_mm512_or_si512(q0, _mm512_slli_epi32(q1, 4))));
         }
     }
@@ -79,6 +116,7 @@ static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
         float amax[BATCH] = {0}, inverse[BATCH];
         uint16_t scale[BATCH];
         for (int i = 0; i < n; i++) {
+            fetch_next(x + i * 32, k);
             amax[i] = _mm512_reduce_max_ps(_mm512_max_ps(abs16(loadf(x + i * 32)), abs16(loadf(x + i * 32 + 16))));
         }
         __m512 d = _mm512_div_ps(loadf(amax), _mm512_set1_ps(127.0f));
