@@ -20,7 +20,7 @@ import numpy.typing as npt
 from azquant._fallback_decode import DECODERS
 from azquant._fallback_encode import ENCODERS, SCALES_AT, TOO_LARGE
 from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
-from azquant.program import Op, ProgramSpec, Ref, as_indices
+from azquant.program import Op, ProgramSpec, Ref, StepArrays, as_indices
 from azquant.types import GGMLType, type_by_id
 
 __all__ = [
@@ -575,3 +575,12 @@ class Program:
             for op in self._spec.ops:
                 step.run(op)
         return step.data[self._spec.ops[-1].out.buffer]
+
+    def run(
+        self, kv: KVCache, compute: str, arrays: StepArrays, n_tokens: int, n_out: int, *, choose: bool
+    ) -> None:
+        """One step over the first ``n_tokens`` tokens and ``n_out`` outputs of ``arrays``."""
+        ints = (arrays.tokens[:n_tokens], arrays.sequence[:n_tokens], arrays.position[:n_tokens])
+        arrays.logits[:n_out] = self.step(kv, compute, *ints, arrays.out_rows[:n_out])
+        if choose:
+            arrays.likeliest[:n_out] = arrays.logits[:n_out].argmax(axis=1)

@@ -20,7 +20,7 @@ from azquant.errors import (
     ShapeError,
     UnsupportedTypeError,
 )
-from azquant.program import Op, ProgramSpec, as_indices
+from azquant.program import Op, ProgramSpec, StepArrays, as_indices
 
 from azquant._azquant import ffi, lib  # isort: skip  (raises ImportError when it was not built)
 
@@ -468,3 +468,19 @@ class Program:
             )
         check(status, f"step of {len(t)} tokens")
         return logits
+
+    def run(
+        self, kv: KVCache, compute: str, arrays: StepArrays, n_tokens: int, n_out: int, *, choose: bool
+    ) -> None:
+        """One step over the first ``n_tokens`` tokens and ``n_out`` outputs of ``arrays``."""
+        if arrays.pointers is None:
+            ints = (arrays.tokens, arrays.sequence, arrays.position, arrays.out_rows, arrays.likeliest)
+            arrays.pointers = (*(ffi.from_buffer("int32_t[]", v) for v in ints), _floats(arrays.logits))
+        t, s, p, o, likeliest, logits = arrays.pointers
+        with self._lock:
+            status = lib.azq_program_step(
+                self._handle, kv.handle, COMPUTE[compute], n_tokens, t, s, p, n_out, o, logits
+            )
+        check(status, f"step of {n_tokens} tokens")
+        if choose:
+            check(lib.azq_likeliest(logits, n_out, self.n_vocab, likeliest), "choice of the likeliest tokens")

@@ -13,9 +13,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref", "as_indices"]
+__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref", "StepArrays", "as_indices"]
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
 
 
 class MatrixLike(Protocol):
@@ -205,6 +206,33 @@ class ProgramBuilder(Generic[M]):
         """The finished program; its last op makes the logits."""
         n_vocab = self.ops[-1].width
         return ProgramSpec(tuple(self.ops), tuple(self.buffers), n_vocab, n_layer, n_head_kv, head_dim)
+
+
+class StepArrays:
+    """What steps read and write, used by one step after the other; see ``Program.run``.
+
+    ``tokens``, ``sequence``, ``position`` (tokens,) and ``out_rows`` (outputs,) are filled in before a step.
+    ``logits`` (outputs, n_vocab) and, where asked for, ``likeliest`` (outputs,), the first of the largest
+    logits of each row, hold what it made, until the next one. Every array may be longer than a step needs.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
+        self._n_vocab = n_vocab
+        self.tokens = self.sequence = self.position = np.empty(0, np.int32)
+        self.out_rows = self.likeliest = np.empty(0, np.int32)
+        self.logits: Floats = np.empty((0, n_vocab), np.float32)
+        self.pointers: Any = None
+        """The backend's; forgotten when an array is replaced."""
+
+    def reserve(self, n_tokens: int, n_out: int) -> None:
+        """Makes room. What the arrays held is lost where they grow."""
+        if n_tokens > len(self.tokens):
+            self.tokens, self.sequence, self.position = np.empty((3, n_tokens), np.int32)
+            self.pointers = None
+        if n_out > len(self.logits):
+            self.out_rows, self.likeliest = np.empty((2, n_out), np.int32)
+            self.logits = np.empty((n_out, self._n_vocab), np.float32)
+            self.pointers = None
 
 
 def as_indices(values: Any) -> npt.NDArray[np.int32]:

@@ -215,6 +215,9 @@ azq_status azq_program_step(azq_program *p, azq_kv *kv, int compute, int64_t n_t
                             const int32_t *sequence, const int32_t *position, int64_t n_out,
                             const int32_t *out_rows, float *logits);
 
+/* logits (rows, n) -> ids (rows): the first of the largest of each row; where there is a NaN, the first NaN. */
+azq_status azq_likeliest(const float *logits, int64_t rows, int64_t n, int32_t *ids);
+
 /* From now on every step adds to seconds (n_ops), the caller's, what each op took. NULL ends it. */
 azq_status azq_program_measure(azq_program *p, double *seconds);
 

@@ -1,7 +1,3 @@
-#ifdef __linux__
-#define _GNU_SOURCE /* madvise */
-#include <sys/mman.h>
-#endif
 #include "kv.h"
 #include <stdlib.h>
 #include <string.h>
@@ -11,26 +7,17 @@ static int multiply(size_t *total, int64_t factor) {
     return factor > 0 && !__builtin_mul_overflow(*total, (size_t)factor, total) && *total <= PTRDIFF_MAX / 2;
 }
 
-/* Two arrays of zero pages, on cache lines: memory is taken when a position is written. A step reads all that a
- * sequence has written, a little from each head, so small pages cost it dearly; large ones are asked for where
- * a sequence is small enough to be had whole. */
+/* Two arrays on cache lines, of zero pages: memory is taken when a position is written. Large pages would spare
+ * a full batch a fifth of its attention, but cost every sequence megabytes and the time to clear them. */
 static int allocate(azq_kv *kv, size_t bytes) {
-    enum { LINE = 64, PAGE = 4096 };
-    const size_t most = (size_t)1 << 27; /* bytes of one sequence's keys */
+    enum { LINE = 64 };
     size_t one = (bytes + LINE - 1) / LINE * LINE;
     kv->memory = calloc(2 * one + LINE, 1);
     if (!kv->memory) {
         return 0;
     }
-    uintptr_t start = (uintptr_t)kv->memory;
-    kv->keys = (uint8_t *)kv->memory + (LINE - start % LINE) % LINE;
+    kv->keys = (uint8_t *)kv->memory + (LINE - (uintptr_t)kv->memory % LINE) % LINE;
     kv->values = kv->keys + one;
-#ifdef MADV_HUGEPAGE
-    uintptr_t first = (start + PAGE - 1) / PAGE * PAGE, end = (start + 2 * one) / PAGE * PAGE;
-    if (bytes / (size_t)kv->n_seq <= most && end > first) {
-        (void)madvise((uint8_t *)kv->memory + (first - start), end - first, MADV_HUGEPAGE); /* a wish */
-    }
-#endif
     return 1;
 }
 

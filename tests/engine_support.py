@@ -59,10 +59,10 @@ def recorded_logits(patch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, ...],
     rows: dict[tuple[int, ...], list[bytes]] = {}
     lock, advance = threading.Lock(), Request.advance
 
-    def record(self: Request, logits: Any, n_ctx: int) -> None:
+    def record(self: Request, logits: Any, likeliest: int, n_ctx: int) -> None:
         with lock:
             rows.setdefault(tuple(self.prompt.tolist()), []).append(logits.tobytes())
-        advance(self, logits, n_ctx)
+        advance(self, logits, likeliest, n_ctx)
 
     with patch.context() as inner:
         inner.setattr(Request, "advance", record)

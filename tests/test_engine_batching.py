@@ -43,14 +43,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Makes every step take 2 ms more, and notes how many tokens of each sequence it computed."""
     noted: list[list[int]] = []
     program = _backend.kernels().Program
-    step = program.step
+    run = program.run
 
-    def slow(self: Any, kv: Any, compute: str, tokens: Any, sequence: Any, position: Any, rows: Any) -> Any:
-        noted.append(np.unique(sequence, return_counts=True)[1].tolist())
+    def slow(
+        self: Any, kv: Any, compute: str, arrays: Any, n_tokens: int, n_out: int, **options: Any
+    ) -> None:
+        noted.append(np.unique(arrays.sequence[:n_tokens], return_counts=True)[1].tolist())
         time.sleep(0.002)
-        return step(self, kv, compute, tokens, sequence, position, rows)
+        run(self, kv, compute, arrays, n_tokens, n_out, **options)
 
-    monkeypatch.setattr(program, "step", slow)
+    monkeypatch.setattr(program, "run", slow)
     return noted
 
 
@@ -306,10 +308,10 @@ def test_an_error_in_a_step_reaches_everybody_and_ends_nothing_else(
     good = model.generate([4, 5], max_tokens=5)
     with monkeypatch.context() as patch:
 
-        def fail(*_: Any) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise OutOfMemoryError("a step of 3 tokens")
 
-        patch.setattr(type(model._program), "step", fail)
+        patch.setattr(type(model._program), "run", fail)
         handles = [model.submit([i], **ENDLESS) for i in range(10)]
         for handle in handles:
             with pytest.raises(OutOfMemoryError):

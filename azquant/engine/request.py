@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from azquant.engine.options import Options, check_stops
-from azquant.engine.sampling import log_softmax
+from azquant.engine.sampling import check_top, log_softmax
 from azquant.engine.slots import Slot
 from azquant.engine.stopping import StopFinder
 from azquant.tokenizer import StreamDecoder
@@ -60,8 +60,9 @@ class Completion:
 class Request:
     """What the scheduler knows of one answer, and the pieces that a waiting caller reads.
 
-    The worker alone writes; whatever callers read or wait for is guarded by ``changed``. ``cancelled`` is a
-    flag without a lock, so that it can be set from anywhere: a destructor, a signal handler.
+    The worker alone writes; whatever callers read or wait for is guarded by ``changed``, which tells of every
+    token, and ``ended``, which shares its lock and spares those who wait for the end. ``cancelled`` is a flag
+    without a lock, so that it can be set from anywhere: a destructor, a signal handler.
     """
 
     def __init__(
@@ -75,14 +76,17 @@ class Request:
         self.prompt, self.options = prompt, options
         self.end_ids = end_ids.union(int(token) for token in options.stop_tokens)
         self.chooser = options.chooser(n_vocab, prompt.tolist() if options.repetition_penalty != 1 else ())
+        self.greedy = self.chooser.takes_likeliest
         self.decoder = decoder
         self.finder = StopFinder(check_stops(options.stop))
         # Only the scheduler's worker uses these.
         self.slot: Slot | None = None
-        self.waiting: Ints = prompt  # tokens that are not in the cache yet
+        self.waiting: Ints = prompt  # tokens of the prompt that are not in the cache yet
+        self.last: int | None = None  # the token that was chosen last, not in the cache yet either
         # Shared with the callers.
         self.cancelled = False
         self.changed = threading.Condition()
+        self.ended = threading.Condition(self.changed._lock)  # type: ignore[attr-defined]
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.logprobs: list[TokenLogprob] = []
@@ -97,9 +101,21 @@ class Request:
 
     # ---- the worker's side -----------------------------------------------------------------------------
 
-    def advance(self, logits: Floats, n_ctx: int) -> None:
-        """Chooses the next token from ``logits`` (vocab,); finishes the answer where it ends there."""
-        token = self.chooser.choose(logits)
+    @property
+    def n_waiting(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return len(self.waiting) if self.last is None else 1
+
+    def advance(self, logits: Floats, likeliest: int, n_ctx: int) -> None:
+        """Chooses the next token from ``logits`` (vocab,); finishes the answer where it ends there.
+
+        ``likeliest``, the first of the largest logits, counts where the request is ``greedy``.
+        """
+        if self.greedy:
+            check_top(float(logits[likeliest]))
+            token = likeliest
+        else:
+            token = self.chooser.choose(logits)
         if token in self.end_ids:
             self.finish("stop", stop=token)
             return
@@ -113,7 +129,7 @@ class Request:
             if piece:
                 self.pieces.append(piece)
             self._wake()
-        self.waiting = np.array([token], dtype=np.int32)
+        self.last = token
         if self.finder.found is not None:
             self.finish("stop", stop=self.finder.found)
         elif len(self.tokens) >= self.options.max_tokens:
@@ -143,12 +159,14 @@ class Request:
             self.ended_at = perf_counter()
             self.finish_reason, self.stop = reason, stop
             self._wake()
+            self.ended.notify_all()
 
     def fail(self, error: BaseException) -> None:
         """Ends the answer with an exception, which every caller that waits for it gets."""
         with self.changed:
             self.error, self.finish_reason = error, "error"
             self._wake()
+            self.ended.notify_all()
 
     def _wake(self) -> None:
         self.changed.notify_all()
@@ -164,8 +182,8 @@ class Request:
 
     def wait(self, timeout: float) -> bool:
         """Waits for the end of the answer, at most ``timeout`` seconds; whether it has come."""
-        with self.changed:
-            return self.changed.wait_for(lambda: self.done, timeout)
+        with self.ended:
+            return self.ended.wait_for(lambda: self.done, timeout)
 
     def wait_for_item(self, as_text: bool, number: int, timeout: float) -> None:
         """Waits until there is an item with this number (see :meth:`items`), or the end, or ``timeout``."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from azquant.errors import ArgumentError, ModelError
 
-__all__ = ["Chooser", "Sampler", "check_count", "check_number", "log_softmax"]
+__all__ = ["Chooser", "Sampler", "check_count", "check_number", "check_top", "log_softmax"]
 
 Logits = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -137,6 +137,12 @@ class Chooser:
             self._counts = np.zeros(self.n_vocab, dtype=np.int64)
         self.prompt = ()
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether steps 1 to 8 come to this: the likeliest token, of equals the lowest id."""
+        adjusts = self._bias is not None or self._seen is not None or self._counts is not None
+        return self.sampler.temperature == 0 and not adjusts
+
     def choose(self, logits: Logits) -> int:
         """The next token's id from logits (n_vocab,), which are not changed.
 
@@ -170,11 +176,7 @@ class Chooser:
         """Steps 4 to 8."""
         s = self.sampler
         likeliest = int(np.argmax(x))  # of a NaN, should there be one
-        top = float(x[likeliest])
-        if math.isnan(top) or top == math.inf:
-            raise ModelError("the model gives logits that are not finite: its weights are damaged")
-        if top == -math.inf:
-            raise ArgumentError("no token is left to choose: logit_bias or a penalty forbids every one")
+        top = check_top(float(x[likeliest]))
         if s.temperature == 0:
             return likeliest
         weights = np.exp((x.astype(np.float64) - top) / float(s.temperature))
@@ -188,6 +190,15 @@ class Chooser:
         heights = np.cumsum(weights[ids])
         at = int(np.searchsorted(heights, self._random.random() * heights[-1], side="right"))
         return int(ids[min(at, len(ids) - 1)])
+
+
+def check_top(top: float) -> float:
+    """The likeliest token's logit. Raises ModelError or ArgumentError where there is no likeliest."""
+    if math.isnan(top) or top == math.inf:
+        raise ModelError("the model gives logits that are not finite: its weights are damaged")
+    if top == -math.inf:
+        raise ArgumentError("no token is left to choose: logit_bias or a penalty forbids every one")
+    return top
 
 
 def _largest(x: npt.NDArray[Any], k: int) -> Ids:

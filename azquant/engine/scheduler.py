@@ -15,6 +15,7 @@ from azquant.engine.request import Request
 from azquant.engine.session import STEP_TOKENS
 from azquant.engine.slots import Slots
 from azquant.errors import ArgumentError
+from azquant.program import StepArrays
 
 __all__ = ["MIXED_STEP_TOKENS", "Scheduler", "share_out"]
 
@@ -68,6 +69,7 @@ class Scheduler:
     def __init__(self, program: Any, kv: Any, compute: str) -> None:
         self._program, self._kv, self._compute = program, kv, compute
         self._slots = Slots(kv.n_seq, kv.n_ctx, kv.copy)
+        self._arrays = StepArrays(program.n_vocab)
         self._lock = threading.Lock()  # guards the next three
         self._pending: deque[Request] = deque()
         self._worker: threading.Thread | None = None
@@ -150,37 +152,49 @@ class Scheduler:
 
     def _step(self) -> None:
         """Computes the next tokens of every request, and chooses one for each whose tokens are all in."""
-        writing = sum(len(request.waiting) == 1 for request in self._active)
-        budget = STEP_TOKENS if not writing else max(MIXED_STEP_TOKENS, 2 * writing)
-        shares = share_out([len(request.waiting) for request in self._active], budget)
-        parts, sequences, positions = [], [], []
+        active = self._active
+        shares = [request.n_waiting for request in active]
+        writing = shares.count(1)
+        if writing < len(active):
+            shares = share_out(shares, max(MIXED_STEP_TOKENS, 2 * writing) if writing else STEP_TOKENS)
+        arrays, n_tokens = self._arrays, sum(shares)
+        arrays.reserve(n_tokens, len(active))
+        ready = [request for request, share in zip(active, shares, strict=True) if share == request.n_waiting]
+        self._fill(shares)
+        choose = any(request.greedy for request in ready)
+        self._program.run(self._kv, self._compute, arrays, n_tokens, len(ready), choose=choose)
+        for request, share in zip(active, shares, strict=True):
+            assert request.slot is not None
+            if request.last is not None:
+                request.slot.append(request.last)
+            else:
+                request.slot.extend(request.waiting[:share])
+                request.waiting = request.waiting[share:]
+        likeliest = arrays.likeliest[: len(ready)].tolist()
+        for row, request in enumerate(ready):
+            self._advance(request, arrays.logits[row], likeliest[row])
+
+    def _fill(self, shares: list[int]) -> None:
+        """The next step: the first ``shares`` of each request's waiting tokens."""
+        tokens, sequence, position = self._arrays.tokens, self._arrays.sequence, self._arrays.position
+        at = row = 0
         for request, share in zip(self._active, shares, strict=True):
-            assert request.slot is not None
-            parts.append(request.waiting[:share])
-            sequences.append(np.full(share, request.slot.index, dtype=np.int32))
-            positions.append(np.arange(request.slot.length, request.slot.length + share, dtype=np.int32))
-        ready = [share == len(request.waiting) for request, share in zip(self._active, shares, strict=True)]
-        rows = np.cumsum(shares)[ready] - 1
-        logits = self._program.step(
-            self._kv,
-            self._compute,
-            np.concatenate(parts),
-            np.concatenate(sequences),
-            np.concatenate(positions),
-            rows,
-        )
-        row = 0
-        for request, part, is_ready in zip(self._active, parts, ready, strict=True):
-            assert request.slot is not None
-            request.slot.extend(part)
-            request.waiting = request.waiting[len(part) :]
-            if is_ready:
-                self._advance(request, logits[row])
+            slot = request.slot
+            assert slot is not None
+            if request.last is not None:
+                tokens[at], sequence[at], position[at] = request.last, slot.index, slot.length
+            else:
+                tokens[at : at + share] = request.waiting[:share]
+                sequence[at : at + share] = slot.index
+                position[at : at + share] = np.arange(slot.length, slot.length + share)
+            at += share
+            if share == request.n_waiting:
+                self._arrays.out_rows[row] = at - 1
                 row += 1
 
-    def _advance(self, request: Request, logits: Any) -> None:
+    def _advance(self, request: Request, logits: Any, likeliest: int) -> None:
         try:
-            request.advance(logits, self.n_ctx)
+            request.advance(logits, likeliest, self.n_ctx)
         except Exception as error:  # this request's own: a forbidden vocabulary, a token without text
             request.fail(error)
         if request.done:

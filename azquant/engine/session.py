@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from azquant._backend import kernels
 from azquant.errors import ArgumentError, ContextLengthError
-from azquant.program import ProgramSpec
+from azquant.program import ProgramSpec, StepArrays
 
 __all__ = ["STEP_TOKENS", "Session"]
 
@@ -32,15 +32,23 @@ class Session:
         if n_seq < 1 or n_ctx < 1:
             raise ArgumentError("a session needs at least one sequence and one position")
         self._program = program
+        self._arrays = StepArrays(program.n_vocab)
         self._compute = compute
         self.kv = kernels().KVCache(spec.n_layer, n_seq, n_ctx, spec.n_head_kv, spec.head_dim, kv_type)
         self.lengths = [0] * n_seq
 
-    def feed(self, parts: Sequence[tuple[int, Ints]], *, every: bool = False) -> npt.NDArray[np.float32]:
+    def reset(self) -> None:
+        """Begins all sequences anew."""
+        self.lengths = [0] * len(self.lengths)
+
+    def feed(
+        self, parts: Sequence[tuple[int, Ints]], *, every: bool = False, copy: bool = True
+    ) -> npt.NDArray[np.float32]:
         """Appends tokens to sequences -> logits, one row a part (after its last token), in the parts' order.
 
         ``parts`` are (sequence, tokens) with at least one token each and no sequence twice. With ``every``
         the logits after every token come instead, in order. More than STEP_TOKENS tokens go in several steps.
+        Without ``copy`` the result may be overwritten by the next call.
 
         Raises ContextLengthError before anything is computed when a sequence would outgrow the cache.
         """
@@ -50,6 +58,9 @@ class Session:
                     f"sequence {sequence} has {self.lengths[sequence]} tokens; {len(tokens)} more do not fit "
                     f"into {self.kv.n_ctx} positions"
                 )
+        if not every and len(parts) <= STEP_TOKENS and all(len(part) == 1 for _, part in parts):
+            logits = self._feed_one_each(parts)
+            return np.array(logits) if copy else logits
         tokens = np.concatenate([part for _, part in parts])
         sequences = np.repeat([sequence for sequence, _ in parts], [len(part) for _, part in parts])
         positions = np.concatenate([self.lengths[s] + np.arange(len(part)) for s, part in parts])
@@ -63,3 +74,16 @@ class Session:
         for sequence, part in parts:
             self.lengths[sequence] += len(part)
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def _feed_one_each(self, parts: Sequence[tuple[int, Ints]]) -> npt.NDArray[np.float32]:
+        """The step of a decode, which should not take longer to prepare than to compute."""
+        arrays, n = self._arrays, len(parts)
+        arrays.reserve(n, n)
+        for i, (sequence, part) in enumerate(parts):
+            arrays.tokens[i] = part[0]
+            arrays.sequence[i], arrays.position[i] = sequence, self.lengths[sequence]
+            arrays.out_rows[i] = i
+        self._program.run(self.kv, self._compute, arrays, n, n, choose=False)
+        for sequence, _ in parts:
+            self.lengths[sequence] += 1
+        return arrays.logits[:n]

@@ -28,6 +28,11 @@ class Slot:
         self.tokens[self.length : self.length + len(tokens)] = tokens
         self.length += len(tokens)
 
+    def append(self, token: int) -> None:
+        """Notes one token that was computed at the next position."""
+        self.tokens[self.length] = token
+        self.length += 1
+
     def common(self, prompt: Ints) -> int:
         """How many tokens at its start ``prompt`` shares with this slot."""
         n = min(self.length, len(prompt))

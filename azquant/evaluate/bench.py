@@ -15,6 +15,7 @@ import numpy as np
 from azquant import limits
 from azquant.cpu import active_isa, num_threads
 from azquant.engine import Model, load
+from azquant.engine.session import Session
 from azquant.errors import ArgumentError
 
 __all__ = ["BenchReport", "BenchRow", "benchmark"]
@@ -104,18 +105,19 @@ def benchmark(
     weights = model.step_bytes
     bandwidth = limits.stream_read(weights)
 
-    def prefill() -> float:
-        session = model.session(1, prompt_tokens)
+    def prefill(session: Session) -> float:
+        session.reset()
         begin = time.perf_counter()
         session.feed([(0, tokens[:prompt_tokens])])
         return time.perf_counter() - begin
 
-    def decode(batch: int) -> float:
-        session = model.session(batch, answer_tokens + 1)
+    def decode(session: Session) -> float:
+        session.reset()
+        batch = len(session.lengths)
         session.feed([(i, tokens[:1]) for i in range(batch)])
         begin = time.perf_counter()
         for at in range(answer_tokens):
-            session.feed([(i, tokens[at : at + 1]) for i in range(batch)])
+            session.feed([(i, tokens[at : at + 1]) for i in range(batch)], copy=False)
         return time.perf_counter() - begin
 
     def note(name: str) -> None:
@@ -124,12 +126,14 @@ def benchmark(
 
     rows = []
     note(f"pp{prompt_tokens}")
-    rows.append(BenchRow(f"pp{prompt_tokens}", prompt_tokens, *_measure(prefill, prompt_tokens, repeats)))
+    session = model.session(1, prompt_tokens)
+    found = _measure(lambda: prefill(session), prompt_tokens, repeats)
+    rows.append(BenchRow(f"pp{prompt_tokens}", prompt_tokens, *found))
     for batch in batches:
         name = f"tg{answer_tokens}" + (f" x{batch}" if batch > 1 else "")
         note(name)
-        total = batch * answer_tokens
-        median, samples = _measure(lambda batch=batch: decode(batch), total, repeats)  # type: ignore[misc]
+        total, session = batch * answer_tokens, model.session(batch, answer_tokens + 1)
+        median, samples = _measure(lambda session=session: decode(session), total, repeats)  # type: ignore[misc]
         rows.append(BenchRow(name, total, median, samples, 100 * (median / batch) * weights / bandwidth))
     note("the same request again and again")
     with load(path, compute=compute) as asked:
