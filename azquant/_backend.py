@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from azquant.errors import ArgumentError, BackendWarning
 
 __all__ = ["kernels"]
+
+
+def _why_not_built(error: ImportError) -> str:
+    """What to say, and what to do about it."""
+    source = Path(__file__).resolve().parent.parent
+    if (source / "csrc").is_dir() and (source / "setup.py").is_file():
+        return (
+            f"Python found azquant's source tree {source}, where the C kernels are not built: run from "
+            f"another folder, or build them there with: pip install --editable {source}"
+        )
+    return (
+        f"the C kernels are not built ({error}): install a C compiler, then azquant anew, with pip's options "
+        "--force-reinstall --no-cache-dir"
+    )
+
+
+def _level_of_caller() -> int:
+    """The stacklevel of the code that called into azquant, counted from this function's caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "azquant":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _choose() -> tuple[ModuleType, str | None]:
@@ -19,11 +44,11 @@ def _choose() -> tuple[ModuleType, str | None]:
         raise ArgumentError(f"AZQUANT_BACKEND={wanted!r}: must be 'c' or 'numpy'")
     if wanted != "numpy":
         try:
-            from azquant import _native
+            _native = import_module("azquant._native")
         except ImportError as error:
             if wanted == "c":
                 raise
-            reason = f"the C kernels are not built ({error}); reinstall with a C compiler for speed"
+            reason = _why_not_built(error)
         else:
             return _native, None
     else:
@@ -38,5 +63,5 @@ def kernels() -> ModuleType:
     """``azquant._native`` or ``azquant._fallback``. Warns once when it is the latter."""
     module, reason = _choose()
     if reason is not None:
-        warnings.warn(f"azquant runs on NumPy: {reason}", BackendWarning, stacklevel=2)
+        warnings.warn(f"azquant runs on NumPy: {reason}", BackendWarning, stacklevel=_level_of_caller())
     return module

@@ -18,17 +18,31 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_the_python_runs(tmp_path: Path) -> None:
+def run_block(number: int, folder: Path) -> str:
+    """Runs one of the README's Python blocks in a folder that has the examples; returns what it prints."""
     if not (ROOT / "examples" / "az_llm_tiny").is_dir():
         pytest.skip("examples/az_llm_tiny is not here")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    (folder / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", code], cwd=tmp_path, capture_output=True, timeout=120
+        [sys.executable, "-X", "utf8", "-c", blocks[number]], cwd=folder, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert b"bits per weight" in done.stdout
+    return done.stdout.decode()
+
+
+def test_the_python_runs(tmp_path: Path) -> None:
+    assert "bits per weight" in run_block(0, tmp_path)
     assert (tmp_path / "tiny-q4_0.gguf").stat().st_size < 5_000_000
+
+
+def test_the_pytorch_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert "18 of 19 layers quantized" in run_block(1, tmp_path)
+    azquant.convert(ROOT / "examples" / "az_llm_tiny", tmp_path / "converted.gguf", "q4_0")
+    assert (tmp_path / "torch-q4_0.gguf").read_bytes() == (tmp_path / "converted.gguf").read_bytes()
 
 
 def test_the_verbs_and_options_exist() -> None:

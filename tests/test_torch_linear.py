@@ -466,7 +466,7 @@ def test_other_devices_are_refused_and_nothing_moves() -> None:
         if device == "meta":
             assert "cannot be moved to meta" in str(caught.value)
     assert layer.packed.device.type == layer.bias.device.type == "cpu"
-    with pytest.raises(ArgumentError, match="the input is on meta"):
+    with pytest.raises(ArgumentError, match="the input is on meta: it holds no values"):
         layer(torch.zeros(2, 96, device="meta"))
     with pytest.raises(ArgumentError, match="the indices are on meta"):
         QuantEmbedding(10, 32)(torch.zeros(2, dtype=torch.int64, device="meta"))

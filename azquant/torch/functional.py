@@ -72,9 +72,7 @@ def linear(
     Raises ArgumentError for tensors not on the CPU, DTypeError, ShapeError, UnsupportedTypeError.
     """
     if not x.is_cpu:
-        raise ArgumentError(
-            f"azquant computes on the CPU, but the input is on {x.device}: move it with .cpu()"
-        )
+        raise _not_on_cpu(f"the input is on {x.device}", x)
     if torch.is_autocast_enabled("cpu") and x.is_floating_point():
         x = x.to(torch.get_autocast_dtype("cpu"))
     if x.dtype not in _FLOATS:
@@ -92,13 +90,16 @@ def embedding(
     ShapeError for an index out of range.
     """
     if not indices.is_cpu:
-        raise ArgumentError(
-            f"azquant computes on the CPU, but the indices are on {indices.device}: move them with .cpu()"
-        )
+        raise _not_on_cpu(f"the indices are on {indices.device}", indices)
     if indices.dtype not in (torch.int64, torch.int32):
         raise DTypeError(f"indices must be int32 or int64, not {indices.dtype}")
     y: torch.Tensor = torch.ops.azquant.embedding.default(indices, packed, type_id, rows, columns, dtype)
     return y
+
+
+def _not_on_cpu(what: str, x: torch.Tensor) -> ArgumentError:
+    advice = "it holds no values, and needs some" if x.is_meta else "use .cpu()"
+    return ArgumentError(f"azquant computes on the CPU, but {what}: {advice}")
 
 
 # ---- on the CPU --------------------------------------------------------------------------------------
