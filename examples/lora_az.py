@@ -7,7 +7,7 @@ The base model's layers are quantized in place and stay frozen; only the small m
 adapter learn. The folder given by --out then holds
 
     base-q4_0.gguf          the quantized base model, the very bytes that were trained on
-    adapter.gguf            the adapter alone: llama-cli -m base-q4_0.gguf --lora adapter.gguf
+    adapter.gguf            the adapter alone: llama-completion -m base-q4_0.gguf --lora adapter.gguf
     adapter/                the same in PEFT's format
     merged-q4_0.gguf        base and adapter merged in float32, then quantized
 
