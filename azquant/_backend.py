@@ -14,14 +14,15 @@ from azquant.errors import ArgumentError, BackendWarning
 
 __all__ = ["kernels"]
 
+_SOURCE = Path(__file__).resolve().parent.parent
+
 
 def _why_not_built(error: ImportError) -> str:
     """What to say, and what to do about it."""
-    source = Path(__file__).resolve().parent.parent
-    if (source / "csrc").is_dir() and (source / "setup.py").is_file():
+    if (_SOURCE / "csrc").is_dir() and (_SOURCE / "setup.py").is_file():
         return (
-            f"Python found azquant's source tree {source}, where the C kernels are not built: run from "
-            f"another folder, or build them there with: pip install --editable {source}"
+            f"Python found azquant's source tree {_SOURCE}, where the C kernels are not built: run from "
+            f"another folder, or build them there with: pip install --editable {_SOURCE}"
         )
     return (
         f"the C kernels are not built ({error}): install a C compiler, then azquant anew, with pip's options "
@@ -49,6 +50,13 @@ def _choose() -> tuple[ModuleType, str | None]:
             if wanted == "c":
                 raise
             reason = _why_not_built(error)
+        except AttributeError as error:  # cffi's, of a name that the library does not have
+            if wanted == "c":
+                raise
+            reason = (
+                f"the C kernels were built from other sources than this Python ({error}): build them anew "
+                f"with pip install --editable {_SOURCE}"
+            )
         else:
             return _native, None
     else:

@@ -216,9 +216,7 @@ KERNELS = sorted(CSRC.glob("kernels/*.[ch]"))
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
 def test_kernels_know_nothing_of_the_house_above_them(path: Path) -> None:
     own = {"azq_blocks.h", "azq_codebooks.h", "azq_half.h", "azq_kernels.h", "azq_target.h"}
-    own |= {"cpu.h", "packed_types.h"} | {
-        kernel.name for kernel in KERNELS if kernel.suffix == ".h"
-    }
+    own |= {"cpu.h", "packed_types.h"} | {kernel.name for kernel in KERNELS if kernel.suffix == ".h"}
     ours = {name for name in included(path) if (CSRC / name).exists() or (CSRC / "kernels" / name).exists()}
     assert ours <= own
     words = set(
@@ -290,6 +288,25 @@ def test_without_the_extension_numpy_takes_over(run_python: Run) -> None:
     assert "source tree" in run_python(blocked + FULL_CITIZEN).stdout
     demanded = run_python(blocked + "import azquant; azquant.backend()", AZQUANT_BACKEND="c", check=False)
     assert "ImportError" in demanded.stderr
+
+
+STALE = """
+import importlib, sys, types
+real = importlib.import_module("azquant._azquant")
+class Older:
+    def __getattr__(self, name):
+        if name == "AZQ_COMPUTE_AUTO":
+            raise AttributeError("cffi library has no AZQ_COMPUTE_AUTO")
+        return getattr(real.lib, name)
+older = types.ModuleType("azquant._azquant")
+older.ffi, older.lib = real.ffi, Older()
+sys.modules["azquant._azquant"] = older
+"""
+
+
+def test_kernels_of_older_sources_are_not_used(needs_c: None, run_python: Run) -> None:
+    """An editable install after `git pull`."""
+    assert "build them anew" in run_python(STALE + FULL_CITIZEN).stdout
 
 
 def test_an_unknown_backend_is_refused(run_python: Run) -> None:
