@@ -1,4 +1,22 @@
-"""The ``general.*`` keys of a converted file: what the model is called, its size, where it came from."""
+"""The ``general.*`` keys of a converted file: what the model is called, its size, where it came from.
+
+They and the tokenizer's keys are those that llama.cpp's converter writes, with the same values (the tests
+compare them). Where azquant differs, it does so on purpose:
+
+- ``general.basename``, ``finetune``, ``version``: the parts of the name as the GGUF naming convention has
+  them. The other converter leaves a size that is not the model's in ``finetune`` (``134m-chat``) and takes
+  any number for a version (``Llama-2-v2`` is ``Llama`` of version ``2-v2``).
+- ``general.sampling.*``: only where generation_config.json samples (``do_sample``).
+- ``general.file_type``, ``general.quantization_version``: of the file written.
+- ``tokenizer.ggml.add_bos_token``, ``add_eos_token``, ``add_space_prefix``: written where the default would
+  do as well, since defaults are the reader's; ``unknown_token_id``: also of a tokenizer.model.
+- ``tokenizer.ggml.scores`` of a BPE: minus the rank of the merge that makes a token, and -1e9 where none
+  does, which llama.cpp would otherwise make first. The other converter copies those of a tokenizer.model, in
+  which they have the same order, and of a tokenizer.json knows none (-1000 for all).
+- ``tokenizer.ggml.token_type``: ``<unk>`` is the unknown token there too, not a control token.
+- ``tokenizer.huggingface.json``: the tokenizer itself, so that a file loses nothing of it.
+- ``azquant.*``: version, and the names and hashes of the files converted.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +42,19 @@ _VERSION = re.compile(r"v\d+(\.\d+)*", re.IGNORECASE)
 _CARD_LIMIT = 1 << 20
 _HASHED_BYTES = 1 << 22  # at a time: the fewer times, the less waiting for the interpreter
 _LICENSES = {"license": keys.LICENSE, "license_name": keys.LICENSE_NAME, "license_link": keys.LICENSE_LINK}
+_FROM_CARD = {
+    "author": keys.AUTHOR,
+    "model_creator": keys.AUTHOR,
+    "organization": keys.ORGANIZATION,
+    "description": keys.DESCRIPTION,
+}
+_SAMPLING = {
+    "temperature": "temp",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+"""Of generation_config.json, and the same in llama.cpp's words."""
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 
 
@@ -44,8 +75,11 @@ def general_metadata(
     ``version`` overrules the one that the name shows. ``base_model`` is what an adapter was trained on; else
     the card says it.
     """
-    model_id = _model_id(config.get("_name_or_path")) or folder.resolve().name or architecture
+    owner, model_id = _model_id(config.get("_name_or_path"))
+    model_id = model_id or folder.resolve().name or architecture
     name, parts = _name_parts(model_id)
+    if owner:
+        parts[keys.ORGANIZATION] = _title(owner)
     if version is not None:
         parts[keys.VERSION] = version
     before = {
@@ -56,11 +90,18 @@ def general_metadata(
         keys.SIZE_LABEL: keys.string(size_label(parameters)),
     }
     card = model_card(folder / "README.md")
+    for entry, key in _FROM_CARD.items():
+        if entry in card:
+            before[key] = keys.string(card[entry][0])
     for entry, key in _LICENSES.items():
         if entry in card:
             before[key] = keys.string(",".join(card[entry]))
-    before |= _base_models(card.get("base_model") or ([base_model] if base_model else []))
+    before |= _relatives("base_model", card.get("base_model") or ([base_model] if base_model else []))
+    before |= _relatives("dataset", card.get("datasets") or card.get("dataset") or [])
     before |= _sampling(folder)
+    tags = [*card.get("tags", ()), *card.get("pipeline_tag", ())]
+    if tags:
+        before[keys.TAGS] = keys.array(ValueType.STRING, tags)
     languages = card.get("language") or card.get("languages")
     if languages:
         before[keys.LANGUAGES] = keys.array(ValueType.STRING, languages)
@@ -74,15 +115,18 @@ def general_metadata(
     return before, after
 
 
-def _base_models(named: Sequence[str]) -> dict[str, MetadataValue]:
-    """Where the weights came from, as the GGUF specification has it; only ids of the Hub, no paths."""
+def _relatives(kind: str, named: Sequence[str]) -> dict[str, MetadataValue]:
+    """What the weights were made from, as the GGUF specification has it; only ids of the Hub, no paths."""
     ids = [entry for entry in named if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", entry)]
-    found: dict[str, MetadataValue] = {"general.base_model.count": keys.u32(len(ids))} if ids else {}
+    found: dict[str, MetadataValue] = {f"general.{kind}.count": keys.u32(len(ids))} if ids else {}
     for i, entry in enumerate(ids):
-        owner, _, name = entry.partition("/")
-        found[f"general.base_model.{i}.name"] = keys.string(_name_parts(name)[0])
-        found[f"general.base_model.{i}.organization"] = keys.string(owner)
-        found[f"general.base_model.{i}.repo_url"] = keys.string(f"https://huggingface.co/{entry}")
+        owner, _, model_id = entry.partition("/")
+        name, parts = _name_parts(model_id)
+        found[f"general.{kind}.{i}.name"] = keys.string(name)
+        if keys.VERSION in parts:
+            found[f"general.{kind}.{i}.version"] = keys.string(parts[keys.VERSION])
+        found[f"general.{kind}.{i}.organization"] = keys.string(_title(owner))
+        found[f"general.{kind}.{i}.repo_url"] = keys.string(f"https://huggingface.co/{entry}")
     return found
 
 
@@ -93,7 +137,7 @@ def _sampling(folder: Path) -> dict[str, MetadataValue]:
     if config.get("do_sample") is not True:
         return {}
     found: dict[str, MetadataValue] = {}
-    for key, name in (("temperature", "temp"), ("top_p", "top_p")):
+    for key, name in _SAMPLING.items():
         value = config.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
             found[f"general.sampling.{name}"] = keys.f32(float(value))
@@ -191,11 +235,20 @@ def _scalar(text: str) -> str:
     return text.split(" #")[0].rstrip()
 
 
-def _model_id(name_or_path: Any) -> str:
-    """``_name_or_path`` where it is a model's id (``name`` or ``owner/name``) and no path of some machine."""
+def _model_id(name_or_path: Any) -> tuple[str, str]:
+    """Owner (or "") and name if ``_name_or_path`` is a model's id and no path of some machine."""
     if isinstance(name_or_path, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name_or_path):
-        return name_or_path.split("/")[-1]
-    return ""
+        owner, _, name = name_or_path.rpartition("/")
+        return owner, name
+    return "", ""
+
+
+def _title(model_id: str) -> str:
+    """An id's words as people read them: what is written in small letters gets a capital one."""
+    return " ".join(
+        word.title() if word.islower() and not _VERSION.fullmatch(word) and not word[0].isdigit() else word
+        for word in model_id.replace("-", " ").split()
+    )
 
 
 def _name_parts(model_id: str) -> tuple[str, dict[str, str]]:
@@ -204,11 +257,7 @@ def _name_parts(model_id: str) -> tuple[str, dict[str, str]]:
     ``az-llm-134m-chat-v1.0`` is "Az Llm 134m Chat v1.0", base name az-llm, finetune chat, version v1.0.
     Without a size or version in the name nothing tells the parts apart, and only the name is given.
     """
-    words = model_id.replace("-", " ").split()
-    name = " ".join(
-        word.title() if word.islower() and not _VERSION.fullmatch(word) and not word[0].isdigit() else word
-        for word in words
-    )
+    name = _title(model_id)
     pieces = [piece for piece in model_id.split("-") if piece]
     sizes = [i for i, piece in enumerate(pieces) if i and _SIZE.fullmatch(piece)]
     versions = [i for i, piece in enumerate(pieces) if i and _VERSION.fullmatch(piece)]

@@ -21,12 +21,22 @@ void AZQ_NAME(dequantize_q4_1)(const void *blocks, float *y, int64_t k) {
     }
 }
 
+/* 16 in byte j where bit j of bits is set. */
+AZQ_INLINE_DECODE uint64_t spread_16(uint8_t bits) {
+    uint64_t each = bits * 0x0101010101010101u & 0x8040201008040201u;
+    return (each + 0x7f7f7f7f7f7f7f7fu) >> 3 & 0x1010101010101010u;
+}
+
 /* Bits of weight j: nibble of qs, fifth bit of qh. */
 AZQ_INLINE_DECODE void unpack_5(const uint8_t *qs, const uint8_t *qh, uint8_t *q) {
-    for (int j = 0; j < 16; j++) {
-        q[j] = (uint8_t)((qs[j] & 15) | (qh[j / 8] >> j % 8 & 1) << 4);
-        q[j + 16] = (uint8_t)(qs[j] >> 4 | (qh[2 + j / 8] >> j % 8 & 1) << 4);
+    const uint64_t nibbles = 0x0f0f0f0f0f0f0f0fu;
+    uint64_t packed[2], codes[4];
+    memcpy(packed, qs, sizeof packed);
+    for (int i = 0; i < 2; i++) {
+        codes[i] = (packed[i] & nibbles) | spread_16(qh[i]);
+        codes[i + 2] = (packed[i] >> 4 & nibbles) | spread_16(qh[i + 2]);
     }
+    memcpy(q, codes, sizeof codes);
 }
 
 void AZQ_NAME(dequantize_q5_0)(const void *blocks, float *y, int64_t k) {

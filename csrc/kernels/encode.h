@@ -1,32 +1,14 @@
 /* Quantizers without a search, bit by bit as ggml's reference; one text for every ISA, the compiler
- * vectorizes. The including file sets the target and names the functions with AZQ_NAME. */
+ * vectorizes. The including file sets the target, names the functions with AZQ_NAME, and includes
+ * encode_any.h or encode_256.h before. */
 #include <assert.h>
 #include <float.h>
 #include <math.h>
 #include <string.h>
 #include "../azq_kernels.h"
+#include "lanes.h"
 #include "rounding.h"
 #include "tables.h"
-
-/* The first element whose magnitude is largest, with its sign. */
-static float extreme_32(const float *x) {
-    float amax = 0.0f, max = 0.0f;
-    for (int j = 0; j < 32; j++) {
-        amax = fabsf(x[j]) > amax ? fabsf(x[j]) : amax;
-    }
-    for (int j = 31; j >= 0; j--) {
-        max = amax > 0.0f && fabsf(x[j]) == amax ? x[j] : max;
-    }
-    return max;
-}
-
-static float magnitude_of(const float *x, int n) {
-    float amax = 0.0f;
-    for (int j = 0; j < n; j++) {
-        amax = fabsf(x[j]) > amax ? fabsf(x[j]) : amax;
-    }
-    return amax;
-}
 
 /* Five-bit codes: nibbles as in Q4_0, the fifth bits in qh. */
 static void pack_5(const uint8_t *q, uint8_t *qs, uint8_t *qh) {
@@ -34,10 +16,10 @@ static void pack_5(const uint8_t *q, uint8_t *qs, uint8_t *qh) {
         qs[j] = (uint8_t)((q[j] & 15) | (q[j + 16] & 15) << 4);
     }
     for (int i = 0; i < 4; i++) {
-        qh[i] = 0;
-        for (int j = 0; j < 8; j++) {
-            qh[i] |= (uint8_t)((q[8 * i + j] >> 4 & 1) << j);
-        }
+        uint64_t codes;
+        memcpy(&codes, q + 8 * i, sizeof codes);
+        /* The product brings bit 4 of byte j to bit 56 + j. */
+        qh[i] = (uint8_t)((codes >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
     }
 }
 
@@ -48,20 +30,20 @@ void AZQ_NAME(quantize_q5_0)(const float *x, void *blocks, int64_t k) {
         float id = d != 0.0f ? 1.0f / d : 0.0f;
         uint8_t q[32];
         y[b].d = azq_f32_to_f16(d);
-        for (int j = 0; j < 32; j++) {
-            int8_t l = azq_truncate_i8(x[j] * id + 16.5f);
-            q[j] = (uint8_t)(l < 31 ? l : 31);
-        }
+        codes_32(x, 0.0f, id, 16.5f, 31, q);
         pack_5(q, y[b].qs, y[b].qh);
     }
 }
 
 static void bounds_32(const float *x, float *min, float *max) {
-    *min = FLT_MAX;
-    *max = -FLT_MAX;
-    for (int j = 0; j < 32; j++) {
-        *min = x[j] < *min ? x[j] : *min;
-        *max = x[j] > *max ? x[j] : *max;
+    range_32(x, min, max);
+    if (*min == 0.0f) { /* of the zeros, which compare equal, the first one's sign is meant */
+        int j = 0;
+        while (x[j] != 0.0f) {
+            j++;
+        }
+        *min = x[j];
+        *max = *max == 0.0f ? *min : *max;
     }
 }
 
@@ -75,10 +57,7 @@ void AZQ_NAME(quantize_q4_1)(const float *x, void *blocks, int64_t k) {
         uint8_t q[32];
         y[b].d = azq_f32_to_f16(d);
         y[b].m = azq_f32_to_f16(min);
-        for (int j = 0; j < 32; j++) {
-            int8_t l = azq_truncate_i8((x[j] - min) * id + 0.5f);
-            q[j] = (uint8_t)(l < 15 ? l : 15);
-        }
+        codes_32(x, min, id, 0.5f, 15, q);
         for (int j = 0; j < 16; j++) {
             y[b].qs[j] = (uint8_t)(q[j] | q[j + 16] << 4);
         }
@@ -95,28 +74,37 @@ void AZQ_NAME(quantize_q5_1)(const float *x, void *blocks, int64_t k) {
         uint8_t q[32];
         y[b].d = azq_f32_to_f16(d);
         y[b].m = azq_f32_to_f16(min);
-        for (int j = 0; j < 32; j++) {
-            q[j] = (uint8_t)azq_truncate_i8((x[j] - min) * id + 0.5f);
-        }
+        codes_32(x, min, id, 0.5f, 31, q);
         pack_5(q, y[b].qs, y[b].qh);
     }
 }
 
-/* Nearest of the 16 values times d, the first of equals. */
-static uint8_t nearest_e2m1(float x, float d) {
-    int best = 0;
-    float least = fabsf(azq_e2m1_doubled[0] * d - x);
-    for (int i = 1; i < 16; i++) {
-        float error = fabsf(azq_e2m1_doubled[i] * d - x);
-        best = error < least ? i : best;
-        least = error < least ? error : least;
+/* For each of 32 elements the nearest of the 16 values times d, the first of equals. */
+static void nearest_e2m1(const float *x, float d, uint8_t *q) {
+    for (int at = 0; at < 32; at += AZQ_LANES) {
+        vf v;
+        memcpy(&v, x + at, sizeof v);
+        vf least = magnitude(splat(azq_e2m1_doubled[0] * d) - v);
+        vi best = {0};
+        for (int i = 1; i < 16; i++) {
+            vf error = magnitude(splat(azq_e2m1_doubled[i] * d) - v);
+            vi closer = error < least;
+            best = choose_int(closer, (vi){0} + i, best);
+            least = choose(closer, error, least);
+        }
+        for (int l = 0; l < AZQ_LANES; l++) {
+            q[at + l] = (uint8_t)(best[l] & 15);
+        }
     }
-    return (uint8_t)best;
 }
 
-/* The reference takes floor(log2f(amax)), which rounds up just below a power of two. log2 in double, rounded
- * once, gives glibc's log2f at each such place (tested), with any C library. */
+/* The reference takes floor(log2f(amax)): the exponent, but that the logarithm rounds up just below a power
+ * of two. log2 in double, rounded once, gives glibc's log2f at each such place (tested), with any C library. */
 static uint8_t mxfp4_exponent(float amax) {
+    uint32_t bits = azq_bits(amax), exponent = bits >> 23;
+    if (exponent > 0 && (bits & 0x7fffff) < 0x7fff00) { /* half a digit of the logarithm is 44 of these */
+        return azq_low_byte((int32_t)exponent - 2);
+    }
     return amax > 0.0f ? azq_low_byte((int32_t)(floorf((float)log2((double)amax)) - 2.0f + 127.0f)) : 0;
 }
 
@@ -125,8 +113,10 @@ void AZQ_NAME(quantize_mxfp4)(const float *x, void *blocks, int64_t k) {
     for (int64_t b = 0; b < k / AZQ_QK_MXFP4; b++, x += AZQ_QK_MXFP4) {
         y[b].e = mxfp4_exponent(magnitude_of(x, AZQ_QK_MXFP4));
         float d = azq_e8m0_halved(y[b].e);
+        uint8_t q[AZQ_QK_MXFP4];
+        nearest_e2m1(x, d, q);
         for (int j = 0; j < 16; j++) {
-            y[b].qs[j] = (uint8_t)(nearest_e2m1(x[j], d) | nearest_e2m1(x[j + 16], d) << 4);
+            y[b].qs[j] = (uint8_t)(q[j] | q[j + 16] << 4);
         }
     }
 }
@@ -136,19 +126,20 @@ void AZQ_NAME(quantize_mxfp4)(const float *x, void *blocks, int64_t k) {
 /* 0, 1, 2 for the nearest of -1, 0, 1, halves away from zero; what cannot be rounded (infinities, NaN, from
  * subnormal scales) is zero. */
 static void trits(const float *x, float id, uint8_t *t) {
-    for (int j = 0; j < AZQ_QK_K; j++) {
+    for (int j = 0; j < AZQ_QK_K; j++) { /* finite ones are at most a little more than 1 */
         float scaled = x[j] * id;
-        t[j] = (uint8_t)(fabsf(scaled) < 4.0f ? (int32_t)roundf(scaled) + 1 : 1);
+        int32_t up = scaled >= 0.5f && scaled < 4.0f, down = scaled <= -0.5f && scaled > -4.0f;
+        t[j] = (uint8_t)(1 + up - down);
     }
 }
 
 /* Five digits of a byte at stride, first most significant: ceil(256 * number / 243). */
 static uint8_t pack_trits(const uint8_t *t, int stride, int digits) {
-    int number = 0;
+    uint16_t number = 0;
     for (int n = 0; n < 5; n++) {
-        number = 3 * number + (n < digits ? t[n * stride] : 0);
+        number = (uint16_t)(3 * number + (n < digits ? t[n * stride] : 0));
     }
-    return (uint8_t)((number * 256 + 242) / 243);
+    return (uint8_t)((uint16_t)(number * 256 + 242) / 243);
 }
 
 void AZQ_NAME(quantize_tq1_0)(const float *x, void *blocks, int64_t k) {

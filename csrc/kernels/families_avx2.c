@@ -5,8 +5,9 @@
 #define AZQ_LANES 8
 #include "families.h"
 
-AZQ_TARGET_BEGIN("avx2")
+AZQ_TARGET_BEGIN("avx2,f16c")
 #include "decode.h"
+#include "encode_256.h"
 #include "encode.h"
 #include "search.h"
 #include "kquants.h"

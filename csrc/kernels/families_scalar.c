@@ -4,6 +4,7 @@
 #include "families.h"
 
 #include "decode.h"
+#include "encode_any.h"
 #include "encode.h"
 #include "search.h"
 #include "kquants.h"

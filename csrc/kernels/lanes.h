@@ -1,3 +1,5 @@
+#ifndef AZQ_LANES_H
+#define AZQ_LANES_H
 /* AZQ_LANES fp32 lanes as a compiler vector, the including file having set the number and the target. One lane
  * is one group of weights, so that sums run through it one element after the other, in the reference's order. */
 #include <stdint.h>
@@ -48,3 +50,5 @@ LANE_INLINE void from_lanes(int n, int count, const vi *t, uint8_t *q) {
         }
     }
 }
+
+#endif
