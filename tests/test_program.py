@@ -183,7 +183,7 @@ def run_ragged(module: ModuleType, spec: ProgramSpec[Any], compute: str, kv_type
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
-@pytest.mark.parametrize("compute", ["fp32", "int8", "auto"])
+@pytest.mark.parametrize("compute", ["fp32", "int8", "bf16", "auto"])
 def test_c_and_numpy_agree(c_isa: str, build: Build, kv_type: str, compute: str) -> None:
     got = run_ragged(native, build(native), compute, kv_type)
     expected = run_ragged(_fallback, numpy_spec(build), compute, kv_type)
@@ -226,12 +226,13 @@ def prefill(spec: ProgramSpec[Any], compute: str, kv_type: str, chunks: list[int
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
-@pytest.mark.parametrize("compute", ["fp32", "int8"])
+@pytest.mark.parametrize("compute", ["fp32", "int8", "bf16"])
 def test_bits_do_not_depend_on_threads_chunks_or_company(
     c_isa: str, build: Build, kv_type: str, compute: str
 ) -> None:
     spec = build(native)
-    aq.use_isa("scalar")
+    if compute != "bf16" or c_isa not in ("avx512bf16", "amx"):  # whose bf16 has an order of its own
+        aq.use_isa("scalar")
     aq.set_num_threads(1)
     expected = prefill(spec, compute, kv_type, [TOKENS], crowd=False)
     aq.use_isa(c_isa)
