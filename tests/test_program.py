@@ -188,7 +188,9 @@ def test_c_and_numpy_agree(c_isa: str, build: Build, kv_type: str, compute: str)
     got = run_ragged(native, build(native), compute, kv_type)
     expected = run_ragged(_fallback, numpy_spec(build), compute, kv_type)
     # In fp32 only rounding differs. With int8 or fp16 keys a last digit may tip a rounding to 8 or 16 bits.
+    # With auto a product that NumPy computes in int8 may be computed in bf16.
     bound = 2e-5 if compute == "fp32" and kv_type == "f32" else 2e-3 if compute == "fp32" else 2e-2
+    bound = 5e-2 if compute == "auto" else bound
     for c, n in zip(got, expected, strict=True):
         assert c.shape == n.shape
         assert np.linalg.norm(c - n) / np.linalg.norm(n) <= bound

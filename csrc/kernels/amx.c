@@ -170,7 +170,7 @@ const azq_kernels azq_kernels_amx = {
     .bf16_rows = {[AZQ_TYPE_Q4_0] = 16,
                   [AZQ_TYPE_Q8_0] = 16,
                   [AZQ_TYPE_Q6_K] = 16,
-                  [AZQ_TYPE_BF16] = 16,
+                  [AZQ_TYPE_BF16] = 8,
                   [AZQ_TYPE_Q4_1] = 64,
                   [AZQ_TYPE_Q5_0] = 64,
                   [AZQ_TYPE_Q5_1] = 64,
