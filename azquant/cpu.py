@@ -65,8 +65,9 @@ def refusals() -> dict[str, str]:
 def choice(m: int, n: int, k: int, type: str | GGMLType = "q4_0", compute: str = "auto") -> Choice:
     """How ``matmul`` multiplies ``m`` rows of ``k`` numbers by weights ``(n, k)`` of a type.
 
-    ``compute="auto"`` takes int8, where the type has int8 kernels, else fp32; with AMX, from a few rows on,
-    bf16. The number of rows is each type's own, set by measurement.
+    ``compute="auto"`` takes int8, where the type has int8 kernels, else fp32. With AMX it takes bf16 from
+    some rows on (not for f32 and f16 weights), with AVX512-BF16 for bf16 weights. The number of rows is each
+    type's own.
 
     Raises ArgumentError (an unknown mode, a negative size), UnsupportedTypeError (an unknown type, or one
     without a kernel for ``compute``), ShapeError (k no whole number of blocks).

@@ -28,7 +28,7 @@ def matrices() -> dict[tuple[int, int], aq.QTensor]:
 
 @pytest.mark.parametrize("m", [1, 4, 32, 512])
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_name)
-@pytest.mark.parametrize("compute", ["int8", "fp32"])
+@pytest.mark.parametrize("compute", ["int8", "bf16", "fp32"])
 def bench_matmul(
     benchmark: Any,
     measure: Callable[..., Any],

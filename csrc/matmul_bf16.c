@@ -101,7 +101,7 @@ static void bf16_task(void *context, int64_t task, int worker) {
     int64_t panel0 = task / job->row_tasks * job->panels_per_task;
     int64_t panels = smaller((w->n + AZQ_PANEL - 1) / AZQ_PANEL - panel0, job->panels_per_task);
     int64_t a_stride = job->k_tiles * AZQ_TILE;
-    const uint16_t *a = (const uint16_t *)(const void *)job->scratch->act + row0 / AZQ_TILE_ROWS * a_stride;
+    const uint16_t *act = (const uint16_t *)(const void *)job->scratch->act; /* NULL when k is 0 */
     float *c = job->scratch->rows + (size_t)worker * job->scratch->row_floats;
     uint16_t *b = (uint16_t *)(void *)(c + job->c_floats);
     float *dense = c + job->c_floats + job->b_floats;
@@ -115,8 +115,9 @@ static void bf16_task(void *context, int64_t task, int worker) {
             for (int64_t i = 0; i < n_panels; i++) {
                 weight_tiles(job, panel0 + p + i, first, k, b + i * STRETCH_TILES * AZQ_TILE, dense);
             }
-            job->kernels->gemm_bf16(a + first / AZQ_TILE_K * AZQ_TILE, a_stride, rows, b, STRETCH_TILES * AZQ_TILE,
-                                    n_panels, k_tiles, c + p * C_TILE, panels * C_TILE, first == 0);
+            const uint16_t *a = act + row0 / AZQ_TILE_ROWS * a_stride + first / AZQ_TILE_K * AZQ_TILE;
+            job->kernels->gemm_bf16(a, a_stride, rows, b, STRETCH_TILES * AZQ_TILE, n_panels, k_tiles, c + p * C_TILE,
+                                    panels * C_TILE, first == 0);
         }
     }
     if (job->kernels->bf16_end) {
@@ -151,7 +152,7 @@ azq_status azq_linear_bf16(const azq_linear *layer, azq_scratch *s, const float 
     if (status != AZQ_OK) {
         return status;
     }
-    if (s->act_of != x || s->act_m != m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_BF16) {
+    if (w->k > 0 && (s->act_of != x || s->act_m != m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_BF16)) {
         azq_parallel(row_tiles, AZQ_MAX_THREADS, act_task, &job);
         s->act_of = x;
         s->act_m = m;

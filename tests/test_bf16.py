@@ -121,7 +121,8 @@ def test_the_choice_names_a_mode_and_a_usable_isa(isa: str) -> None:
                 assert cpu.choice(m, 64, 256, type, compute).compute == compute
     if isa != "amx":
         assert cpu.choice(512, 64, 256, "q4_0").compute == "int8"
-        assert cpu.choice(512, 64, 256, "f32").compute == "fp32"
+    assert cpu.choice(512, 64, 256, "f32").compute == "fp32"
+    assert (cpu.choice(512, 64, 256, "bf16").compute == "bf16") == (isa in OWN_ORDER)
     assert cpu.choice(1, 64, 256).compute == "int8"  # no ISA gains from bf16 at one row
 
 

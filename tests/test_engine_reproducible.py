@@ -117,5 +117,5 @@ def test_default_mode_stays_close(path: Path, monkeypatch: pytest.MonkeyPatch) -
     scale = np.linalg.norm(exact[-1])
     for row in rows[tuple(tokens)]:
         logits = np.frombuffer(row, dtype=np.float32)
-        assert np.linalg.norm(logits - whole[-1]) <= 0.02 * scale
+        assert np.linalg.norm(logits - whole[-1]) <= 0.05 * scale  # AMX: bf16 for many rows, int8 for one
         assert np.linalg.norm(logits - exact[-1]) <= 0.1 * scale  # int8 activations through every layer

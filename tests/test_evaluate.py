@@ -26,7 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> Model:
-    return azquant.load(path)
+    return azquant.load(path, reproducible=True)  # however many windows a step takes
 
 
 def text_of(n: int) -> str:
@@ -114,7 +114,8 @@ def test_the_windows(model: Model, n_ctx: int) -> None:
 
 
 def test_divergence(tmp_path: Path, path: Path) -> None:
-    base, other = azquant.load(path), azquant.load(tiny_model(tmp_path, "gpt2", "q4_0", n_positions=64))
+    q4_0 = tiny_model(tmp_path, "gpt2", "q4_0", n_positions=64)
+    base, other = (azquant.load(file, reproducible=True) for file in (path, q4_0))
     text = text_of(130)
     _, found = evaluate(other, text, base=base, n_ctx=32, chunks=3)
     assert found is not None

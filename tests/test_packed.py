@@ -58,7 +58,7 @@ def test_packed_weights_do_what_their_bytes_do(isa: str, type: str, n: int, k: i
     assert np.array_equal(found[:40], q.dequantize()[rows])
     assert (found[40] == 7).all()
     x, bias = random.normal(size=(5, k)).astype(np.float32), random.normal(size=n).astype(np.float32)
-    for compute in ("auto", "fp32"):
+    for compute in ("auto", "bf16", "fp32"):
         y = np.full((6, n), 7.0, np.float32)
         product(q, p, None, x, y, compute, 1)
         assert np.array_equal(y[:5], aq.matmul(x, q, compute))

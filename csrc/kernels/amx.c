@@ -164,13 +164,13 @@ const azq_kernels azq_kernels_amx = {
     .isa = "amx",
     .needs = AZQ_CPU_AVX2 | AZQ_CPU_AVX512 | AZQ_CPU_AVX512VNNI | AZQ_CPU_AVX512BF16 | AZQ_CPU_AMXBF16,
     .slots = {.gemm_bf16 = gemm_bf16, .bf16_begin = bf16_begin, .bf16_end = bf16_end, .peak_bf16 = peak_bf16},
-    /* Where int8 by VNNI is overtaken. A tile of 16 x 32 weights costs VNNI some 7 cycles a row, AMX about 85 to
-     * dequantize and 16 for every 16 rows: 14 rows. Where rows are dequantized to fp32 first, some 400 cycles.
-     * F32 and F16 weights would lose bits; they are multiplied in fp32 unless bf16 is asked for. */
+    /* Where int8 by VNNI is overtaken, reckoned: 16 x 32 weights cost VNNI some 7 cycles a row, AMX about 85 to
+     * dequantize and 16 for every 16 rows, so 14 rows; some 400 where rows are dequantized to fp32 first. To be
+     * measured by benchmarks/choose_compute.py. F32 and F16 weights would lose bits, so never. */
     .bf16_rows = {[AZQ_TYPE_Q4_0] = 16,
                   [AZQ_TYPE_Q8_0] = 16,
                   [AZQ_TYPE_Q6_K] = 16,
-                  [AZQ_TYPE_BF16] = 16,
+                  [AZQ_TYPE_BF16] = 8,
                   [AZQ_TYPE_Q4_1] = 64,
                   [AZQ_TYPE_Q5_0] = 64,
                   [AZQ_TYPE_Q5_1] = 64,

@@ -212,6 +212,8 @@ void amx_emulator_stop(void) { sigaction(SIGILL, &before, NULL); }
 
 long amx_emulator_count(void) { return atomic_load(&count); }
 
+int amx_emulator_holds_tiles(void) { return config.palette != 0; }
+
 void amx_emulator_break(amx_emulator_fault wanted) { atomic_store(&fault, (int)wanted); }
 
 #else
@@ -219,6 +221,7 @@ void amx_emulator_break(amx_emulator_fault wanted) { atomic_store(&fault, (int)w
 int amx_emulator_start(void) { return 0; }
 void amx_emulator_stop(void) {}
 long amx_emulator_count(void) { return 0; }
+int amx_emulator_holds_tiles(void) { return 0; }
 void amx_emulator_break(amx_emulator_fault wanted) { (void)wanted; }
 
 #endif

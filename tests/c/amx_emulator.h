@@ -11,6 +11,9 @@ void amx_emulator_stop(void);
 /* Instructions emulated since the start, all threads together. */
 long amx_emulator_count(void);
 
+/* Whether the calling thread has tiles configured and not released. */
+int amx_emulator_holds_tiles(void);
+
 /* Makes a product wrong, as a broken machine would. */
 typedef enum { AMX_RIGHT = 0, AMX_DROPS_ODD_PRODUCTS = 1, AMX_FORGETS_SUMS = 2 } amx_emulator_fault;
 void amx_emulator_break(amx_emulator_fault fault);

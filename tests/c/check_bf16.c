@@ -269,6 +269,7 @@ static void check_matmuls(void) {
             check_matmul(types[i], ms[j % 5], ns[(j + j / 5) % 5], elements == 1 ? k + j % 4 * 7 : k);
         }
     }
+    check_matmul(AZQ_TYPE_Q4_0, 40, 50, 1120); /* several stretches of k, tiles two by two and one by one */
     check_matmul(AZQ_TYPE_Q4_0, 530, 33, 64); /* more rows than one task takes */
 }
 
@@ -286,12 +287,14 @@ static void check_emulated_amx(int rounds) {
     check_tile_products(&slots, 0, rounds);
     expect(amx_emulator_count() > 1000, "the kernel's instructions did not come by");
     int64_t one = slots.peak_bf16(1);
+    expect(!amx_emulator_holds_tiles(), "the tiles were not released");
     expect(one == 4 * 16 * 16 * 32 && slots.peak_bf16(3) == 3 * one, "peak_bf16 counts wrongly");
     group_end();
     group_begin("amx, emulated", "API: matmul in bf16");
     borrowed = &slots;
     check_matmuls();
     borrowed = NULL;
+    expect(!amx_emulator_holds_tiles(), "the tiles were not released");
     group_end();
     group_begin("amx, emulated", "the trial at start");
     expect(azq_bf16_agrees(&slots), "right products are refused");
