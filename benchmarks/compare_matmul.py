@@ -1,20 +1,24 @@
 """Matmul against its peers, interleaved in one run: JSON, a table and plots.
 
-    python benchmarks/compare_matmul.py [--quick] [--out benchmarks/results]
+    python benchmarks/compare_matmul.py [--quick] [--threads 1] [--weights memory] [--out benchmarks/results]
 
 AZQUANT_PEERS names the folder of build_peers.sh for ggml; onnxruntime, OpenVINO and PyTorch take part when
 installed. Every figure is the median over rounds in which all of them ran in turn, each in a short burst.
-"percent" is of the stream-read bandwidth measured in the same run on a buffer of the weights' size (M = 1),
-or of the int8 peak, for rows named bf16 the bf16 peak (larger M). Rows of azquant are named after an ISA and
-mean int8 there, unless bf16 is said; "ours" is what ``compute="auto"`` chooses.
+With weights in "cache" one matrix is multiplied by again and again; with weights in "memory" everyone goes
+round as many copies as fill MEMORY_BYTES, as a model does that is larger than the processor's caches.
+"percent" is of the stream-read bandwidth measured in the same run on a buffer of that size (M = 1), or of the
+int8 peak, for rows named bf16 the bf16 peak (larger M). Rows of azquant are named after an ISA and mean int8
+there, unless bf16 is said; "ours" is what ``compute="auto"`` chooses.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,8 @@ import azquant as aq
 from azquant import limits
 
 SHAPES = ((4096, 4096), (11008, 4096), (3072, 768), (768, 3072))  # (N, K)
-ROWS = (1, 4, 8, 32, 128, 512)
+ROWS = {"cache": (1, 4, 8, 16, 32, 128, 512), "memory": (1, 2, 4, 8, 16, 32)}
+MEMORY_BYTES, MEMORY_SHAPE = 256 << 20, 1 << 24  # what the copies fill; the least N * K measured so
 ROUNDS = 5
 
 
@@ -35,11 +40,24 @@ def our_name(isa: str, compute: str) -> str:
     return f"azquant {isa}" if compute == "int8" else f"azquant {isa} {compute}"
 
 
+def copies_of(q: aq.QTensor, place: str) -> list[aq.QTensor]:
+    """The weights, as often as they are wanted in cache or in memory."""
+    copies = 1 if place == "cache" else MEMORY_BYTES // q.nbytes + 1
+    return [q, *(aq.QTensor(q.data.copy(), q.shape, q.type).pack() for _ in range(1, copies))]
+
+
+def in_turn(multiplies: list[peers.Multiply]) -> peers.Multiply:
+    """One function out of one per copy."""
+    endless = itertools.cycle(multiplies)
+    return lambda x: next(endless)(x)
+
+
 def contenders(
-    q: aq.QTensor, dense: np.ndarray, m: int, threads: int, ggml: peers.Ggml | None
+    weights: list[aq.QTensor], dense: np.ndarray, m: int, threads: int, ggml: peers.Ggml | None
 ) -> dict[str, peers.Multiply]:
     """Name to multiply, ours first (the best ISA, then the weaker ones)."""
     found: dict[str, peers.Multiply] = {}
+    q = weights[0]
     n, k = q.shape
     for isa in reversed(aq.isas()[1:]):
         for compute in ("int8", "bf16"):
@@ -49,25 +67,30 @@ def contenders(
             if aq.cpu.choice(m, n, k, q.type, compute).isa != isa:  # a weaker one's kernel
                 continue
 
-            def ours(x: np.ndarray, isa: str = isa, compute: str = compute) -> Any:
+            endless = itertools.cycle(weights)
+
+            def ours(
+                x: np.ndarray, isa: str = isa, compute: str = compute, endless: Iterator[aq.QTensor] = endless
+            ) -> Any:
                 if aq.active_isa() != isa:
                     aq.use_isa(isa)
-                return aq.matmul(x, q, compute)
+                return aq.matmul(x, next(endless), compute)
 
             found[our_name(isa, compute)] = ours
     if ggml:
-        buffer_type, multiply = ggml.matmul(q.data, n, k, m, threads)
-        found[f"ggml ({buffer_type})"] = multiply
+        loaded = [ggml.matmul(q.data, n, k, m, threads) for _ in weights]
+        found[f"ggml ({loaded[0][0]})"] = in_turn([multiply for _, multiply in loaded])
     for name, make in (
         ("onnxruntime MatMulNBits", peers.onnxruntime_nbits),
         ("OpenVINO int4", peers.openvino_int4),
         ("torch bf16", peers.torch_bf16),
         ("torch int4pack", peers.torch_int4),
     ):
-        peer = make(dense, threads)
-        if peer:
-            found[name] = peer
-    if m <= 32:
+        made = [make(dense, threads) for _ in weights]
+        multiplies = [multiply for multiply in made if multiply]
+        if multiplies:
+            found[name] = in_turn(multiplies)
+    if m <= 32 and len(weights) == 1:
         found["azquant NumPy fallback"] = peers.numpy_fallback(q)
     return found
 
@@ -91,13 +114,13 @@ def time_in_turn(calls: dict[str, peers.Multiply], x: np.ndarray, seconds: float
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Every shape, M and number of threads."""
+def run(seconds: float, places: list[str], all_threads: list[int], quick: bool) -> dict[str, Any]:
+    """Every number of threads, place, shape and M."""
     folder = peers.ggml_folder()
     ggml = peers.Ggml(folder) if folder else None
     rng = np.random.default_rng(0)
     report: dict[str, Any] = {"machine": machine.header(), "limits": {}, "rows": []}
-    for threads in sorted({1, report["machine"]["processors"]}):
+    for threads in all_threads:
         aq.set_num_threads(threads)
         aq.use_isa(aq.isas()[-1])
         peak, bf16_peak = limits.peak_int8(), limits.peak_bf16()
@@ -105,15 +128,20 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
             "int8_macs_per_second": peak,
             "bf16_macs_per_second": bf16_peak,
         }
-        for n, k in shapes:
+        for place, (n, k) in itertools.product(places, SHAPES):
+            if (quick and (n, k) != SHAPES[0]) or (place == "memory" and n * k < MEMORY_SHAPE):
+                continue
             dense = rng.standard_normal((n, k), dtype=np.float32)
             q = aq.quantize(dense).pack()
+            weights = copies_of(q, place)
             aq.use_isa(aq.isas()[-1])
-            bandwidth = limits.stream_read(q.nbytes)
-            report["limits"][str(threads)][f"stream_read_{q.nbytes}"] = bandwidth
-            for m in ROWS:
+            bandwidth = limits.stream_read(q.nbytes * len(weights))
+            report["limits"][str(threads)][f"stream_read_{q.nbytes * len(weights)}"] = bandwidth
+            for m in ROWS[place]:
                 x = rng.standard_normal((m, k), dtype=np.float32)
-                medians = time_in_turn(contenders(q, dense, m, threads, ggml), x, seconds)
+                medians = time_in_turn(contenders(weights, dense, m, threads, ggml), x, seconds)
+                if ggml:
+                    ggml.release()
                 aq.use_isa(aq.isas()[-1])
                 chosen = aq.cpu.choice(m, n, k)
                 ours = medians[our_name(chosen.isa, chosen.compute)]
@@ -122,6 +150,7 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
                     percent = q.nbytes / value / bandwidth if m == 1 else m * n * k / value / limit
                     row = {
                         "threads": threads,
+                        "weights": place,
                         "m": m,
                         "n": n,
                         "k": k,
@@ -134,7 +163,7 @@ def run(seconds: float, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
                         "times_ours": value / ours,
                     }
                     report["rows"].append(row)
-                    where = f"{threads} {m:4} {n:6} {k:6} {name:28}"
+                    where = f"{threads} {place:6} {m:4} {n:6} {k:6} {name:28}"
                     print(f"{where} {value * 1e6:10.1f} us  x{value / ours:.2f}", flush=True)
     return report
 
@@ -161,12 +190,14 @@ def markdown(report: dict[str, Any]) -> str:
             f"{kind} {found[f'{kind}_macs_per_second'] / 1e9:.0f}" for kind in ("int8", "bf16")
         )
         lines.append(f"- {threads} thread(s): peak {peaks} GMAC/s; stream read {reads}")
-    for threads in report["limits"]:
-        rows = [row for row in report["rows"] if str(row["threads"]) == threads]
+    for threads, place in itertools.product(report["limits"], ROWS):
+        rows = [row for row in report["rows"] if (str(row["threads"]), row["weights"]) == (threads, place)]
+        if not rows:
+            continue
         names = list(dict.fromkeys(row["name"] for row in rows))
         lines += [
             "",
-            f"## {threads} thread(s)",
+            f"## {threads} thread(s), weights in {place}",
             "",
             "| M | N x K | " + " | ".join(names) + " | ours, percent |",
         ]
@@ -189,18 +220,19 @@ def plot(report: dict[str, Any], path: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    threads = max(row["threads"] for row in report["rows"])
-    shapes = list(dict.fromkeys((row["n"], row["k"]) for row in report["rows"]))
+    threads, place = max(row["threads"] for row in report["rows"]), report["rows"][0]["weights"]
+    found = [row for row in report["rows"] if (row["threads"], row["weights"]) == (threads, place)]
+    shapes = list(dict.fromkeys((row["n"], row["k"]) for row in found))
     figure, axes = plt.subplots(1, len(shapes), figsize=(4.5 * len(shapes), 4), sharey=True, squeeze=False)
     for axis, (n, k) in zip(axes[0], shapes, strict=True):
-        rows = [r for r in report["rows"] if (r["n"], r["k"], r["threads"]) == (n, k, threads)]
+        rows = [row for row in found if (row["n"], row["k"]) == (n, k)]
         for name in dict.fromkeys(row["name"] for row in rows):
             points = [(row["m"], row["times_ours"]) for row in rows if row["name"] == name]
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel="rows of x (M)", title=f"N = {n}, K = {k}")
-        axis.set_xticks(ROWS, [str(m) for m in ROWS])
+        axis.set_xticks(ROWS[place], [str(m) for m in ROWS[place]])
         axis.grid(True, which="both", alpha=0.3)
-    axes[0][0].set_ylabel(f"time, ours = 1 (lower is faster; {threads} threads)")
+    axes[0][0].set_ylabel(f"time, ours = 1 (lower is faster; {threads} threads, weights in {place})")
     axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -210,9 +242,16 @@ def main() -> None:
     """Runs, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one shape, short rounds")
+    parser.add_argument("--threads", type=int, help="only this number; otherwise 1 and all processors")
+    parser.add_argument("--weights", choices=tuple(ROWS), help="only there; otherwise both")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    report = run(0.1 if arguments.quick else 0.4, SHAPES[:1] if arguments.quick else SHAPES)
+    report = run(
+        0.1 if arguments.quick else 0.4,
+        [arguments.weights] if arguments.weights else list(ROWS),
+        [arguments.threads] if arguments.threads else sorted({1, machine.header()["processors"]}),
+        arguments.quick,
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
     name = f"matmul-{machine.slug()}"
     (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -67,6 +67,7 @@ class Ggml:
         self.cpu.ggml_backend_cpu_reg.restype = pointer
         self.cpu.ggml_backend_cpu_set_n_threads.argtypes = [pointer, ctypes.c_int]
         self.backend = self.cpu.ggml_backend_cpu_init()
+        self._buffers: list[int] = []
 
     def _context(self) -> int:
         context: int = self.base.ggml_init(_InitParams(1 << 24, None, True))
@@ -119,7 +120,8 @@ class Ggml:
         context = self._context()
         w = b.ggml_new_tensor_2d(context, type_id, k, n)
         buffer_type = self.preferred(type_id, n, k, m)
-        if not b.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type):
+        self._buffers.append(b.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type))
+        if not self._buffers[-1]:
             raise MemoryError("ggml could not allocate the weights")
         b.ggml_backend_tensor_set(w, weights.ctypes.data, 0, weights.nbytes)
         work = self._context()
@@ -127,7 +129,9 @@ class Ggml:
         y = b.ggml_mul_mat(work, w, x)
         graph = b.ggml_new_graph(work)
         b.ggml_build_forward_expand(graph, y)
-        b.ggml_backend_alloc_ctx_tensors_from_buft(work, b.ggml_backend_cpu_buffer_type())
+        self._buffers.append(
+            b.ggml_backend_alloc_ctx_tensors_from_buft(work, b.ggml_backend_cpu_buffer_type())
+        )
         out = np.empty((m, n), np.float32)
 
         def multiply(values: Floats) -> Floats:
@@ -139,6 +143,12 @@ class Ggml:
             return out
 
         return b.ggml_backend_buft_name(buffer_type).decode(), multiply
+
+    def release(self) -> None:
+        """Frees the weights and results of every matmul so far, which must not be called any more."""
+        for buffer in self._buffers:
+            self.base.ggml_backend_buffer_free(buffer)
+        self._buffers.clear()
 
 
 def torch_bf16(weights: Floats, threads: int) -> Multiply | None:

@@ -64,6 +64,8 @@ AZQ_INLINE void add_scaled(const azq_act *act, int64_t at, const uint8_t *head, 
     }
 }
 
+/* Per row, panel and block 8 vpdpbusd, a multiply and a fused multiply-add go through the same two ports of Zen 5:
+ * 80% of the int8 peak at most. From 4 rows on 73 to 80% are reached. */
 AZQ_INLINE void block_q4_0(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
                            int64_t panel_bytes, int R, int P, __m512 *sums) {
     const __m512i mask = _mm512_set1_epi8(15);
@@ -116,48 +118,57 @@ AZQ_INLINE void block_q8_0(const azq_act *act, int64_t at, const uint8_t *head, 
 }
 AZQ_GEMM_512(q8_0, 32, 512, 6)
 
-/* Q6_K: the block's halves are summed apart and meet with their scales. Three sets of R * P registers. */
+/* Q6_K: the block's halves are summed apart and meet with their scales: three sets of R * P registers, 24 with
+ * 4 x 2. One panel and 8 rows would broadcast without sharing and is 20% slower.
+ * total += dot * scale over one half, whole numbers below 2^24 and so exact. */
+AZQ_INLINE void half_q6_k(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
+                          int64_t panel_bytes, int half, int R, int P, __m512 *total) {
+    const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
+    int64_t n_blocks = act->k / 32;
+    __m512i dots[MAX_ROWS * 2];
+    for (int i = 0; i < R * P; i++) {
+        dots[i] = _mm512_set1_epi32(-32 * act->sum16[2 * (at + i / P * n_blocks) + half]);
+    }
+    for (int i = 0; i < 2; i++) {
+        __m512i low[2], high[2];
+        for (int p = 0; p < P; p++) {
+            const uint8_t *panel = lines + p * panel_bytes + 64 * half;
+            __m512i w = _mm512_loadu_si512(panel + 64 * (half + i)), h = _mm512_loadu_si512(panel + 256);
+            __m512i first = i ? h : _mm512_slli_epi16(h, 4);
+            __m512i second = i ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
+            first = _mm512_and_si512(first, upper);
+            second = _mm512_and_si512(second, upper);
+            /* 0xea: (w & nibble) | first */
+            low[p] = _mm512_ternarylogic_epi32(w, nibble, first, 0xea);
+            high[p] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(w, 4), nibble, second, 0xea);
+        }
+        for (int r = 0; r < R; r++) {
+            const int8_t *q = act->q + 32 * at + r * act->k + 8 * (2 * half + i);
+            __m512i a = broadcast4(q), b = broadcast4(q + 4);
+            for (int p = 0; p < P; p++) {
+                dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], low[p], a);
+                dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], high[p], b);
+            }
+        }
+    }
+    for (int p = 0; p < P; p++) {
+        const __m128i *scales = (const __m128i *)(head + p * panel_bytes + 32 + 16 * half);
+        __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(scales)));
+        for (int r = 0; r < R; r++) {
+            total[r * P + p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r * P + p]), s, total[r * P + p]);
+        }
+    }
+}
+
 AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines,
                            int64_t panel_bytes, int R, int P, __m512 *sums) {
-    const __m512i nibble = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(0x30);
     int64_t n_blocks = act->k / 32;
     __m512 total[MAX_ROWS * 2];
     for (int i = 0; i < R * P; i++) {
         total[i] = _mm512_setzero_ps();
     }
-    for (int half = 0; half < 2; half++) {
-        __m512i dots[MAX_ROWS * 2];
-        for (int i = 0; i < R * P; i++) {
-            dots[i] = _mm512_set1_epi32(-32 * act->sum16[2 * (at + i / P * n_blocks) + half]);
-        }
-        for (int i = 0; i < 2; i++) {
-            __m512i low[2], high[2];
-            for (int p = 0; p < P; p++) {
-                const uint8_t *panel = lines + p * panel_bytes + 64 * half;
-                __m512i w = _mm512_loadu_si512(panel + 64 * (half + i)), h = _mm512_loadu_si512(panel + 256);
-                __m512i first = i ? h : _mm512_slli_epi16(h, 4), second = i ? _mm512_srli_epi16(h, 2) : _mm512_slli_epi16(h, 2);
-                /* (w & nibble) | high bits */
-                low[p] = _mm512_ternarylogic_epi32(w, nibble, _mm512_and_si512(first, upper), 0xea);
-                high[p] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(w, 4), nibble, _mm512_and_si512(second, upper), 0xea);
-            }
-            for (int r = 0; r < R; r++) {
-                const int8_t *q = act->q + 32 * at + r * act->k + 8 * (2 * half + i);
-                __m512i a = broadcast4(q), b = broadcast4(q + 4);
-                for (int p = 0; p < P; p++) {
-                    dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], low[p], a);
-                    dots[r * P + p] = _mm512_dpbusd_epi32(dots[r * P + p], high[p], b);
-                }
-            }
-        }
-        for (int p = 0; p < P; p++) { /* whole numbers below 2^24: exact */
-            const __m128i *scales = (const __m128i *)(head + p * panel_bytes + 32 + 16 * half);
-            __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(scales)));
-            for (int r = 0; r < R; r++) {
-                __m512 dot = _mm512_cvtepi32_ps(dots[r * P + p]);
-                total[r * P + p] = _mm512_fmadd_ps(dot, s, total[r * P + p]);
-            }
-        }
-    }
+    half_q6_k(act, at, head, lines, panel_bytes, 0, R, P, total);
+    half_q6_k(act, at, head, lines, panel_bytes, 1, R, P, total);
     for (int p = 0; p < P; p++) {
         __m512 dw = load_scales(head + p * panel_bytes);
         for (int r = 0; r < R; r++) {

@@ -33,12 +33,12 @@ AZQ_INLINE void add_scaled(const azq_act *act, int64_t at, const uint8_t *head, 
 }
 
 #define AZQ_GEMM_256(type, head_bytes, line_bytes)                                                               \
-    /* far: bytes that the tile prefetches per block from far_from on; 0 for NEAR_BLOCKS ahead of itself. */     \
+    /* near: to prefetch for itself; far: bytes to prefetch per block, from far_from on. */                      \
     AZQ_INLINE void gemm_##type##_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel,             \
-                                       const uint8_t *far_from, int64_t far, float *c, int64_t ldc) {            \
+                                       int near, const uint8_t *far_from, int64_t far, float *c, int64_t ldc) {  \
         const int block_bytes = (head_bytes) + (line_bytes);                                                     \
         int64_t n_blocks = act->k / 32, at = row * n_blocks;                                                     \
-        const uint8_t *fetch = far ? far_from : panel + NEAR_BLOCKS * block_bytes;                               \
+        const uint8_t *fetch = panel + NEAR_BLOCKS * block_bytes;                                                \
         __m256 sums[MAX_ROWS * 2];                                                                               \
         for (int i = 0; i < 2 * R; i++) {                                                                        \
             sums[i] = _mm256_setzero_ps();                                                                       \
@@ -48,17 +48,16 @@ AZQ_INLINE void add_scaled(const azq_act *act, int64_t at, const uint8_t *head, 
             int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                              \
             const uint8_t *head = group, *lines = group + in_group * (head_bytes);                               \
             for (int64_t b = 0; b < in_group; b++, at++, head += (head_bytes), lines += (line_bytes)) {          \
-                if (far) {                                                                                       \
-                    for (int64_t i = 0; i < far; i += 64) {                                                      \
-                        _mm_prefetch((const char *)fetch + i, _MM_HINT_T1);                                      \
-                    }                                                                                            \
-                    fetch += far;                                                                                \
-                } else {                                                                                         \
+                if (near) {                                                                                      \
                     for (int i = 0; i < block_bytes; i += 64) {                                                  \
                         _mm_prefetch((const char *)fetch + i, _MM_HINT_T0);                                      \
                     }                                                                                            \
                     fetch += block_bytes;                                                                        \
                 }                                                                                                \
+                for (int64_t i = 0; i < far; i += 64) {                                                          \
+                    _mm_prefetch((const char *)far_from + i, _MM_HINT_T1);                                       \
+                }                                                                                                \
+                far_from += far;                                                                                 \
                 block_##type(act, at, head, lines, R, sums);                                                     \
                 if (R > ROWS_IN_REGISTERS) {                                                                     \
                     __asm__ volatile("" : "+m"(sums));                                                           \
@@ -80,12 +79,13 @@ AZQ_INLINE void add_scaled(const azq_act *act, int64_t at, const uint8_t *head, 
             const uint8_t *f = panel + panel_bytes;                                                              \
             for (int64_t r = 0, n; r < rows; r += n, tiles--, f += far * n_blocks) {                             \
                 n = (rows - r + tiles - 1) / tiles; /* tiles of about equal height: 3 + 3, not 4 + 2 */          \
+                int near = r == 0 && (p == 0 || far == 0);                                                       \
                 float *out = c + r * ldc;                                                                        \
                 switch (n) {                                                                                     \
-                case 4: gemm_##type##_tile(act, row0 + r, 4, panel, f, far, out, ldc); break;                    \
-                case 3: gemm_##type##_tile(act, row0 + r, 3, panel, f, far, out, ldc); break;                    \
-                case 2: gemm_##type##_tile(act, row0 + r, 2, panel, f, far, out, ldc); break;                    \
-                default: gemm_##type##_tile(act, row0 + r, 1, panel, f, far, out, ldc); break;                   \
+                case 4: gemm_##type##_tile(act, row0 + r, 4, panel, near, f, far, out, ldc); break;              \
+                case 3: gemm_##type##_tile(act, row0 + r, 3, panel, near, f, far, out, ldc); break;              \
+                case 2: gemm_##type##_tile(act, row0 + r, 2, panel, near, f, far, out, ldc); break;              \
+                default: gemm_##type##_tile(act, row0 + r, 1, panel, near, f, far, out, ldc); break;             \
                 }                                                                                                \
             }                                                                                                    \
         }                                                                                                        \

@@ -7,11 +7,12 @@
  * which adds one block of 32 to sums[r * P + p]: row r's activations are block at + r * (act->k / 32) of act, and
  * panel p's head and lines lie at head + p * panel_bytes and lines + p * panel_bytes. R and P are constants.
  *
- * Weights come from memory at 5 to 10 bytes a cycle, far below what the arithmetic of a few rows eats, so every
- * tile also prefetches. One that is alone on its panels fetches NEAR_BLOCKS ahead of itself; where several tiles
- * pass over the same panels, each fetches its share of the next two panels into the second-level cache, so that
- * memory works during all of the arithmetic and not only during the first tile's. Q4_0 at 4096 x 4096 on Zen 5,
- * weights in memory: 16 rows 20%, 4 and 8 rows 25 to 30% quicker; Q6_K the same. */
+ * Weights come from memory at 5 to 10 bytes a cycle, far below what the arithmetic of a few rows eats, so tiles
+ * prefetch. One that is alone on its panels fetches NEAR_BLOCKS ahead of itself; where several tiles pass over the
+ * same panels, each fetches its share of the next two panels into the second-level cache, so that memory works
+ * during all of the arithmetic and not only during the first tile's. The first tile of a call does both: the panels
+ * before its own may have been another thread's. Q4_0 at 4096 x 4096 on Zen 5, weights in memory: 16 rows 20%, 4
+ * and 8 rows 25 to 30% quicker; Q6_K the same. */
 
 AZQ_INLINE __m512i broadcast4(const int8_t *p) {
     int32_t dword;
@@ -23,15 +24,23 @@ AZQ_INLINE __m512 load_scales(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_
 /* 12 blocks: 7 and 24 are 5 to 8% slower for one row, from the third-level cache as from memory. */
 enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
 
+#define AZQ_CASE(type, R, max_rows)                                                                              \
+    case R:                                                                                                      \
+        if (R <= (max_rows)) {                                                                                   \
+            gemm_##type##_tile(act, row0 + r, R, panel, panel_bytes, P, near, f, far, out, ldc);                 \
+        }                                                                                                        \
+        break;
+
+/* max_rows: the tallest tile, 6 or fewer. */
 #define AZQ_GEMM_512(type, head_bytes, line_bytes, max_rows)                                                     \
-    /* far: bytes that the tile prefetches per block from far_from on; 0 for the near way. */                    \
+    /* near: to prefetch for itself; far: bytes to prefetch per block, from far_from on. */                      \
     AZQ_INLINE void gemm_##type##_tile(const azq_act *act, int64_t row, int R, const uint8_t *panel,             \
-                                       int64_t panel_bytes, int P, const uint8_t *far_from, int64_t far,         \
-                                       float *c, int64_t ldc) {                                                  \
+                                       int64_t panel_bytes, int P, int near, const uint8_t *far_from,            \
+                                       int64_t far, float *c, int64_t ldc) {                                     \
         const int block_bytes = (head_bytes) + (line_bytes);                                                     \
         int64_t n_blocks = act->k / 32, at = row * n_blocks;                                                     \
         int64_t ahead = NEAR_BLOCKS < n_blocks ? NEAR_BLOCKS : n_blocks, turn = n_blocks - ahead;                \
-        const uint8_t *fetch = far ? far_from : panel + ahead * block_bytes;                                     \
+        const uint8_t *fetch = panel + ahead * block_bytes;                                                      \
         __m512 sums[MAX_ROWS * 2];                                                                               \
         for (int i = 0; i < R * P; i++) {                                                                        \
             sums[i] = _mm512_setzero_ps();                                                                       \
@@ -41,12 +50,7 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
             int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                              \
             const uint8_t *head = group, *lines = group + in_group * (head_bytes);                               \
             for (int64_t b = 0; b < in_group; b++, at++, head += (head_bytes), lines += (line_bytes)) {          \
-                if (far) {                                                                                       \
-                    for (int64_t i = 0; i < far; i += 64) {                                                      \
-                        _mm_prefetch((const char *)fetch + i, _MM_HINT_T1);                                      \
-                    }                                                                                            \
-                    fetch += far;                                                                                \
-                } else {                                                                                         \
+                if (near) {                                                                                      \
                     /* Where a panel ends its neighbour begins, which is in this tile: go on behind that. */     \
                     fetch += g + b == turn ? (P - 1) * panel_bytes : 0;                                          \
                     for (int p = 0; p < P; p++) {                                                                \
@@ -56,6 +60,10 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
                     }                                                                                            \
                     fetch += block_bytes;                                                                        \
                 }                                                                                                \
+                for (int64_t i = 0; i < far; i += 64) {                                                          \
+                    _mm_prefetch((const char *)far_from + i, _MM_HINT_T1);                                       \
+                }                                                                                                \
+                far_from += far;                                                                                 \
                 block_##type(act, at, head, lines, panel_bytes, R, P, sums);                                     \
             }                                                                                                    \
             group += in_group * block_bytes;                                                                     \
@@ -66,20 +74,21 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
     }                                                                                                            \
                                                                                                                  \
     AZQ_INLINE void gemm_##type##_rows(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panel,     \
-                                       int64_t panel_bytes, int P, float *c, int64_t ldc) {                      \
+                                       int64_t panel_bytes, int P, int first, float *c, int64_t ldc) {           \
         int64_t n_blocks = act->k / 32, tiles = (rows + (max_rows) - 1) / (max_rows);                            \
         int64_t far = tiles > 1 && n_blocks > 0 ? (P * panel_bytes / (tiles * n_blocks) + 63) / 64 * 64 : 0;     \
         const uint8_t *f = panel + P * panel_bytes;                                                              \
         for (int64_t r = 0, n; r < rows; r += n, tiles--, f += far * n_blocks) {                                 \
             n = (rows - r + tiles - 1) / tiles; /* tiles of about equal height: 4 + 4, not 6 + 2 */              \
+            int near = r == 0 && (first || far == 0);                                                            \
             float *out = c + r * ldc;                                                                            \
             switch (n) {                                                                                         \
-            case 6: gemm_##type##_tile(act, row0 + r, 6, panel, panel_bytes, P, f, far, out, ldc); break;        \
-            case 5: gemm_##type##_tile(act, row0 + r, 5, panel, panel_bytes, P, f, far, out, ldc); break;        \
-            case 4: gemm_##type##_tile(act, row0 + r, 4, panel, panel_bytes, P, f, far, out, ldc); break;        \
-            case 3: gemm_##type##_tile(act, row0 + r, 3, panel, panel_bytes, P, f, far, out, ldc); break;        \
-            case 2: gemm_##type##_tile(act, row0 + r, 2, panel, panel_bytes, P, f, far, out, ldc); break;        \
-            default: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, f, far, out, ldc); break;       \
+            AZQ_CASE(type, 6, max_rows)                                                                          \
+            AZQ_CASE(type, 5, max_rows)                                                                          \
+            AZQ_CASE(type, 4, max_rows)                                                                          \
+            AZQ_CASE(type, 3, max_rows)                                                                          \
+            AZQ_CASE(type, 2, max_rows)                                                                          \
+            default: gemm_##type##_tile(act, row0 + r, 1, panel, panel_bytes, P, near, f, far, out, ldc);        \
             }                                                                                                    \
         }                                                                                                        \
     }                                                                                                            \
@@ -88,9 +97,9 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
                             int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {                      \
         int64_t p = 0;                                                                                           \
         for (; p + 2 <= n_panels; p += 2, panels += 2 * panel_bytes, c += 2 * AZQ_PANEL) {                       \
-            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 2, c, ldc);                                 \
+            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 2, p == 0, c, ldc);                         \
         }                                                                                                        \
         if (p < n_panels) {                                                                                      \
-            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 1, c, ldc);                                 \
+            gemm_##type##_rows(act, row0, rows, panels, panel_bytes, 1, p == 0, c, ldc);                         \
         }                                                                                                        \
     }
