@@ -18,7 +18,6 @@
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
 
 #include "vec_types.h"
-#include "vec.h"
 
 typedef __m512 vf;
 #define LANES 16
@@ -39,6 +38,7 @@ typedef __m512 vf;
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4
 #include "exp.h"
+#include "vec.h"
 #include "attend_types.h"
 
 AZQ_INLINE __m512i broadcast4(const int8_t *p) {
