@@ -1,4 +1,4 @@
-/* Dot products and norms in fp32, written once over 8-lane vectors and compiled by every ISA file inside its
+/* Norms in fp32, written once over 8-lane vectors and compiled by every ISA file inside its
  * target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
  *
  * Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
@@ -13,53 +13,6 @@ static inline __attribute__((always_inline)) float sum_lanes(v8 low, v8 high) {
     store8(a, s);
     float b0 = a[0] + a[4], b1 = a[1] + a[5], b2 = a[2] + a[6], b3 = a[3] + a[7];
     return (b0 + b2) + (b1 + b3);
-}
-
-/* The last n < 16 elements, zero-padded. */
-static inline __attribute__((always_inline)) void load_tail(const float *x, int64_t n, v8 out[2]) {
-    float pad[16] = {0};
-    memcpy(pad, x, (size_t)n * sizeof *x);
-    out[0] = load8(pad);
-    out[1] = load8(pad + 8);
-}
-
-/* Dot products of x with four rows of w at once. */
-static void dot4_f32(const float *x, const float *w, int64_t ldw, int64_t k, float *out) {
-    const float *w0 = w, *w1 = w + ldw, *w2 = w + 2 * ldw, *w3 = w + 3 * ldw;
-    v8 a00 = zero8(), a01 = zero8(), a10 = zero8(), a11 = zero8();
-    v8 a20 = zero8(), a21 = zero8(), a30 = zero8(), a31 = zero8();
-    int64_t i = 0;
-    for (; i + 16 <= k; i += 16) {
-        v8 x0 = load8(x + i), x1 = load8(x + i + 8);
-        a00 += x0 * load8(w0 + i);
-        a01 += x1 * load8(w0 + i + 8);
-        a10 += x0 * load8(w1 + i);
-        a11 += x1 * load8(w1 + i + 8);
-        a20 += x0 * load8(w2 + i);
-        a21 += x1 * load8(w2 + i + 8);
-        a30 += x0 * load8(w3 + i);
-        a31 += x1 * load8(w3 + i + 8);
-    }
-    if (i < k) {
-        v8 xt[2], wt[2];
-        load_tail(x + i, k - i, xt);
-        load_tail(w0 + i, k - i, wt);
-        a00 += xt[0] * wt[0];
-        a01 += xt[1] * wt[1];
-        load_tail(w1 + i, k - i, wt);
-        a10 += xt[0] * wt[0];
-        a11 += xt[1] * wt[1];
-        load_tail(w2 + i, k - i, wt);
-        a20 += xt[0] * wt[0];
-        a21 += xt[1] * wt[1];
-        load_tail(w3 + i, k - i, wt);
-        a30 += xt[0] * wt[0];
-        a31 += xt[1] * wt[1];
-    }
-    out[0] = sum_lanes(a00, a01);
-    out[1] = sum_lanes(a10, a11);
-    out[2] = sum_lanes(a20, a21);
-    out[3] = sum_lanes(a30, a31);
 }
 
 /* Sum of (x - shift), or of its square. */
@@ -109,4 +62,4 @@ static void rms_norm(const float *x, const float *w, float eps, float *y, int64_
     }
 }
 
-#define AZQ_VEC_SLOTS .dot4_f32 = dot4_f32, .layer_norm = layer_norm, .rms_norm = rms_norm
+#define AZQ_VEC_SLOTS .layer_norm = layer_norm, .rms_norm = rms_norm
