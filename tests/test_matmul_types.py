@@ -1,4 +1,4 @@
-"""Products with weights of every type: equal bits everywhere, error bounds, packing and back, whole models."""
+"""Products with weights of every type: equal bits everywhere, bounds, packing and back, whole models."""
 
 from __future__ import annotations
 
