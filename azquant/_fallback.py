@@ -55,7 +55,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-INT8 = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+INT8: tuple[str, ...] = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 INT8 += ("iq4_nl", "iq4_xs", "mxfp4")
 """Weight types whose products the kernels compute with activations of 8 bits."""
 BLOCK = 32

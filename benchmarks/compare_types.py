@@ -2,9 +2,9 @@
 
     python benchmarks/compare_types.py [--type q4_k,f16] [--threads 1] [--isa avx2] [--json results.json]
 
-AZQUANT_PEERS names the folder of build_peers.sh. The weights have 4096 columns; 16384 rows where x has few (more
-than the last cache holds), 4096 where x has many. Every figure is the median over rounds in which both ran in
-turn, each in a short burst; "ratio" is ggml's time over ours, and a row below 1 is named at the end.
+AZQUANT_PEERS names the folder of build_peers.sh. The weights have 4096 columns; 16384 rows where x has few
+(more than the last cache holds), 4096 where x has many. Every figure is the median over rounds in which both
+ran in turn, each in a short burst; "ratio" is ggml's time over ours, and a row below 1 is named at the end.
 """
 
 from __future__ import annotations
@@ -63,11 +63,9 @@ def compare(names: list[str], threads: int, seconds: float, ggml: peers.Ggml | N
                 row["ratio"] = medians["ggml"] / medians["azquant"]
             rows.append(row)
             theirs_us = f"{medians['ggml'] * 1e6:10.0f} {row['ratio']:6.2f}x  {buffer_type}" if ggml else ""
-            print(
-                f"{threads} {name:8} {m:4} {n:6} {medians['azquant'] * 1e6:10.0f} "
-                f"{row['gigabytes_per_second']:6.1f} GB/s {row['gigamacs_per_second']:6.0f} GMAC/s {theirs_us}",
-                flush=True,
-            )
+            rates = f"{row['gigabytes_per_second']:6.1f} GB/s {row['gigamacs_per_second']:6.0f} GMAC/s"
+            ours_us = f"{medians['azquant'] * 1e6:10.0f}"
+            print(f"{threads} {name:8} {m:4} {n:6} {ours_us} {rates} {theirs_us}", flush=True)
     return rows
 
 
@@ -89,12 +87,17 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine.header()}
     report["stream_read"] = limits.stream_read(1 << 26)
     report["int8_macs_per_second"] = limits.peak_int8()
-    read, peak = report["stream_read"] / 1e9, report["int8_macs_per_second"] / 1e9
-    print(f"{aq.active_isa()}, {arguments.threads} thread(s): {read:.1f} GB/s over 64 MB, {peak:.0f} GMAC/s int8")
+    limit = f"{report['stream_read'] / 1e9:.1f} GB/s over 64 MB"
+    limit += f", {report['int8_macs_per_second'] / 1e9:.0f} GMAC/s int8"
+    print(f"{aq.active_isa()}, {arguments.threads} thread(s): {limit}")
     print("threads, type, M, N, azquant us, its GB/s of GGUF bytes and GMAC/s, ggml us, ratio, ggml's buffer")
     report["rows"] = compare(names, arguments.threads, arguments.seconds, ggml)
-    missed = [f"{r['type']} at M = {r['m']}: {r['ratio']:.2f}" for r in report["rows"] if r.get("ratio", 1) < 1]
-    print("slower than ggml: " + ("; ".join(missed) or "none") if ggml else "no ggml: AZQUANT_PEERS is not set")
+    missed = [
+        f"{r['type']} at M = {r['m']}: {r['ratio']:.2f}" for r in report["rows"] if r.get("ratio", 1) < 1
+    ]
+    print(
+        "slower than ggml: " + ("; ".join(missed) or "none") if ggml else "no ggml: AZQUANT_PEERS is not set"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 

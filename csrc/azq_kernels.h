@@ -101,7 +101,10 @@ typedef void azq_bf16_region_fn(void);
 
 /* fp32 vector work. But for attention, sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
  * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
-typedef void azq_dot4_fn(const float *x, const float *w /* (4, ldw) */, int64_t ldw, int64_t k, float *out /* (4) */);
+/* c (rows, ldc) = x (rows, ldx) times `columns` rows of W, ldw bytes apart, whose k elements are fp32, fp16 or bf16. */
+enum { AZQ_FP32_ROWS = 24, AZQ_FP32_COLUMNS = 32 }; /* at most, of one call */
+typedef void azq_gemm_fp32_fn(const float *x, int64_t ldx, int64_t rows, const void *w, int64_t ldw, int64_t columns,
+                              int64_t k, float *c, int64_t ldc);
 typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
 typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
 /* One query row: out (dim) = softmax(scale * query . keys) . values over positions first .. end - 1. */
@@ -141,7 +144,7 @@ typedef struct {
     azq_dequantize_bf16_fn *dequantize_bf16[AZQ_TYPE_COUNT];
     azq_gemm_bf16_fn *gemm_bf16;
     azq_bf16_region_fn *bf16_begin, *bf16_end; /* NULL where there is nothing to do */
-    azq_dot4_fn *dot4_f32;
+    azq_gemm_fp32_fn *gemm_fp32[AZQ_TYPE_COUNT]; /* F32 always; where there is none, rows are dequantized first */
     azq_attend_fn *attend_f32, *attend_f16;
     azq_layer_norm_fn *layer_norm;
     azq_rms_norm_fn *rms_norm;

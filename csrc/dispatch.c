@@ -130,7 +130,7 @@ const char *azq_choice_isa(int type, int compute) {
     switch (compute) {
     case AZQ_COMPUTE_INT8: return provider(offsetof(azq_kernel_slots, gemm) + (size_t)type * sizeof(slot));
     case AZQ_COMPUTE_BF16: return provider(offsetof(azq_kernel_slots, gemm_bf16));
-    case AZQ_COMPUTE_FP32: return provider(offsetof(azq_kernel_slots, dot4_f32));
+    case AZQ_COMPUTE_FP32: return provider(offsetof(azq_kernel_slots, gemm_fp32[AZQ_TYPE_F32]));
     default: return NULL;
     }
 }

@@ -369,6 +369,7 @@ const azq_kernels azq_kernels_avx2 = {
             .quantize_act = quantize_act,
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             AZQ_GEMM_TYPES_SLOTS(avx2),
+            AZQ_GEMM_FP32_SLOTS(avx2),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_BF16_SLOTS(avx2),

@@ -28,6 +28,14 @@ AZQ_GEMM_TYPES_DECLARE(avx512vnni);
     .gemm[AZQ_TYPE_IQ4_XS] = gemm_iq4_xs_##isa,   \
     .gemm[AZQ_TYPE_MXFP4] = gemm_mxfp4_##isa
 
+/* The fp32 product over dense weights (gemm_fp32.h). */
+azq_gemm_fp32_fn gemm_fp32_f32_scalar, gemm_fp32_f32_avx2, gemm_fp32_f16_avx2, gemm_fp32_bf16_avx2,
+    gemm_fp32_f32_avx512, gemm_fp32_f16_avx512, gemm_fp32_bf16_avx512;
+#define AZQ_GEMM_FP32_SLOTS(isa)                         \
+    .gemm_fp32 = {[AZQ_TYPE_F32] = gemm_fp32_f32_##isa,  \
+                  [AZQ_TYPE_F16] = gemm_fp32_f16_##isa,  \
+                  [AZQ_TYPE_BF16] = gemm_fp32_bf16_##isa}
+
 /* Defines them all: AZQ_GEMM_TYPE(name, type) is the including file's. */
 #define AZQ_GEMM_TYPES_ALL         \
     AZQ_GEMM_TYPE(q4_1, Q4_1)      \

@@ -223,9 +223,13 @@ void check_api(const char *isa) {
     group_end();
     group_begin(isa, "API: matmul");
     static const int64_t ms[] = {0, 1, 2, 5, 65, 130}, widths[] = {0, 1, 16, 37, 200};
-    for (int i = 0; i < N_TYPES; i++) {
+    for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+        if (!azq_active()->quantize_row[type]) {
+            continue;
+        }
         for (int j = 0; j < 30; j++) {
-            product p = {TYPES[i], AZQ_COMPUTE_FP32, widths[j / 6], j % 2 ? 256 : 96, ms[j % 6], 0, 0};
+            int64_t k = j % 2 ? 256 : block_elements(type) == 256 ? 512 : 96;
+            product p = {type, AZQ_COMPUTE_FP32, widths[j / 6], k, ms[j % 6], 0, 0};
             p.ldx = p.k + j % 3;
             p.ldy = p.n + j % 4;
             check_product(&p);

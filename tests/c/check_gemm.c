@@ -141,6 +141,76 @@ static void check_product(random_state *r, const azq_kernel_slots *slots, int ty
     activations_free(&a);
 }
 
+/* ---- fp32 ---------------------------------------------------------------------------------------- */
+
+/* The definition: 16 lanes, multiply, then add, then fold 16 -> 8 -> 4 -> 2 -> 1. */
+static float dot_in_lanes(const float *x, const float *w, int64_t k) {
+    float lanes[16] = {0};
+    for (int64_t i = 0; i < k; i++) {
+        float product = x[i] * w[i];
+        lanes[i % 16] += product;
+    }
+    for (int half = 8; half > 0; half /= 2) {
+        for (int i = 0; i < half; i++) {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    return lanes[0];
+}
+
+static void check_fp32(random_state *r, const azq_kernel_slots *slots, int type, int64_t rows, int64_t columns,
+                       int64_t k) {
+    int64_t bytes = type == AZQ_TYPE_F32 ? 4 : 2, ldx = k + random_below(r, 5);
+    int64_t ldw = (k + random_below(r, 5)) * bytes, ldc = columns + random_below(r, 3);
+    int64_t offset = random_below(r, 8);
+    float *x = input_new(rows * ldx, sizeof *x, offset), *values = input_new(columns * k, sizeof *values, 0);
+    uint8_t *w = input_new(columns * ldw / bytes, (size_t)bytes, offset);
+    fill(r, 0, x, rows * ldx);
+    if (random_below(r, 4) == 0 && k > 0) {
+        x[random_below(r, rows * ldx)] = INFINITY;
+    }
+    for (int64_t j = 0; j < columns; j++) {
+        fill(r, 0, values + j * k, k);
+        azq_kernels_scalar.slots.quantize_row[type](values + j * k, w + j * ldw, k);
+        azq_kernels_scalar.slots.dequantize_row[type](w + j * ldw, values + j * k, k);
+    }
+    guarded got = guarded_new((size_t)((rows - 1) * ldc + columns) * sizeof(float), 4);
+    float *c = (float *)(void *)got.data;
+    slots->gemm_fp32[type](x, ldx, rows, w, ldw, columns, k, c, ldc);
+    int same = 1;
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+            float want = dot_in_lanes(x + i * ldx, values + j * k, k);
+            same &= same_floats(c + i * ldc + j, &want, 1);
+        }
+    }
+    expect(same, "type %d, rows %d, columns %d, k %d: other values", type, (int)rows, (int)columns, (int)k);
+    expect(guarded_intact(&got), "type %d, rows %d, columns %d, k %d: wrote outside", type, (int)rows, (int)columns,
+           (int)k);
+    guarded_free(&got);
+    input_free(x, sizeof *x, offset);
+    input_free(values, sizeof *values, 0);
+    input_free(w, (size_t)bytes, offset);
+}
+
+static void check_gemm_fp32(const char *isa, const azq_kernel_slots *slots, int rounds) {
+    group_begin(isa, "gemm_fp32");
+    for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+        if (!slots->gemm_fp32[type]) {
+            continue;
+        }
+        random_state r = {(uint64_t)type + 400};
+        static const int64_t lengths[] = {0, 1, 15, 16, 17, 31, 64, 77, 333, 1023, 1024, 1025, 2100};
+        for (int i = 0; i < 13 * 12 * rounds; i++) {
+            int64_t rows = i % 3 ? 1 + random_below(&r, 7) : 1 + random_below(&r, AZQ_FP32_ROWS);
+            int64_t columns = i % 2 ? 1 + random_below(&r, 9) : 1 + random_below(&r, AZQ_FP32_COLUMNS);
+            check_fp32(&r, slots, type, rows, columns, lengths[i % 13]);
+        }
+        DRIVES_TYPE(gemm_fp32, type);
+    }
+    group_end();
+}
+
 void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
     group_begin(isa, "gemm");
     for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
@@ -163,4 +233,5 @@ void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
         DRIVES_TYPE(gemm, type);
     }
     group_end();
+    check_gemm_fp32(isa, slots, rounds);
 }

@@ -50,29 +50,6 @@ static void numbers_free(numbers *v) {
     input_free(v->exact, sizeof(double), 0);
 }
 
-static void check_dot4(random_state *r, const azq_kernel_slots *slots, int64_t n) {
-    int64_t ldw = n + random_below(r, 5);
-    numbers x = numbers_new(r, n, 0, 3.0f), w = numbers_new(r, 3 * ldw + n, 0, 2.0f);
-    guarded got = guarded_new(4 * sizeof(float), 4), defined = guarded_new(4 * sizeof(float), 0);
-    const float *dots = (float *)(void *)got.data;
-    slots->dot4_f32(x.data, w.data, ldw, n, (float *)(void *)got.data);
-    definition()->dot4_f32(x.data, w.data, ldw, n, (float *)(void *)defined.data);
-    expect(memcmp(got.data, defined.data, got.bytes) == 0, "dot4, n %d: other bits", (int)n);
-    expect(guarded_intact(&got), "dot4: wrote outside");
-    for (int j = 0; j < 4; j++) {
-        double sum = 0, magnitude = 0;
-        for (int64_t i = 0; i < n; i++) {
-            sum += x.exact[i] * w.exact[j * ldw + i];
-            magnitude += fabs(x.exact[i] * w.exact[j * ldw + i]);
-        }
-        expect(fabs((double)dots[j] - sum) <= ((double)n / 16 + 8) * HALF_ULP * magnitude, "dot4, n %d: far off", (int)n);
-    }
-    guarded_free(&got);
-    guarded_free(&defined);
-    numbers_free(&x);
-    numbers_free(&w);
-}
-
 /* ---- attention ----------------------------------------------------------------------------------- */
 
 enum { MAX_ROWS = 9 };
@@ -341,7 +318,6 @@ void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     }                                                          \
     DRIVES(slot);                                              \
     group_end()
-    GROUP("dot4_f32", dot4_f32, check_dot4(&r, slots, n));
     GROUP("attend_f32", attend_f32, check_attend(&r, n, slots->attend_f32, scalar->attend_f32, 0));
     GROUP("attend_f16", attend_f16, check_attend(&r, n, slots->attend_f16, scalar->attend_f16, 1));
     GROUP("layer_norm", layer_norm, check_norm(&r, slots, n, i / LENGTHS % 2));
