@@ -365,12 +365,12 @@ def packed_rows(
 
 
 class KVCache:
-    """Keys and values of ``n_seq`` sequences of ``n_ctx`` positions, float32 or float16."""
+    """Keys and values of ``n_seq`` sequences of ``n_ctx`` positions; ``dtype`` is f32, f16 or q8_0."""
 
     def __init__(
         self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
     ) -> None:
-        type_id = lib.AZQ_TYPE_F16 if dtype == "f16" else lib.AZQ_TYPE_F32
+        type_id = {"f32": lib.AZQ_TYPE_F32, "f16": lib.AZQ_TYPE_F16, "q8_0": lib.AZQ_TYPE_Q8_0}[dtype]
         handle = ffi.new("azq_kv **")
         what = f"KV cache of {n_layer} layers, {n_seq} x {n_ctx} positions, {n_head_kv} x {head_dim} values"
         check(lib.azq_kv_create(n_layer, n_seq, n_ctx, n_head_kv, head_dim, type_id, handle), what)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load"]
 
-KV_TYPES = ("f16", "f32")
+KV_TYPES = ("f16", "f32", "q8_0")
 
 _MOST_SEQUENCES = 16
 """Answers computed at once, unless the caller or the memory says otherwise."""
