@@ -272,6 +272,11 @@ class Matrix:
         """Bytes of the GGUF form."""
         return self._data.nbytes
 
+    @property
+    def pack_bytes(self) -> int:
+        """Bytes that :meth:`pack` takes."""
+        return 4 * self.shape[0] * self.shape[1]
+
     def packed_bytes(self) -> int:
         """Bytes that :meth:`pack` keeps, 0 before."""
         return 0 if self._dense is None else self._dense.nbytes

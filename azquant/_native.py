@@ -270,6 +270,11 @@ class Matrix:
         """Bytes of the GGUF form."""
         return self._data.nbytes
 
+    @property
+    def pack_bytes(self) -> int:
+        """Bytes that :meth:`pack` takes, 0 where the type has no packed form."""
+        return int(lib.azq_packed_bytes(self.type_id, *self.shape)) if self.can_int8 else 0
+
     def packed_bytes(self) -> int:
         """Bytes of the packed copy, 0 without."""
         return int(lib.azq_matrix_packed_bytes(self._handle))

@@ -74,10 +74,12 @@ class Tokenizer:
         self._unigram = self.model == "t5"
         self._sentencepiece = self.model == "llama" or self._unigram
         self._types = self._read_types(metadata)
+        normal = int(TokenType.NORMAL)  # slow to compare with as an enumeration's member
+        unusual = [token_id for token_id, kind in enumerate(self._types) if kind != normal]
         self.special_ids = frozenset(
             token_id
-            for token_id, kind in enumerate(self._types)
-            if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
+            for token_id in unusual
+            if self._types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN)
         )
         split = NAMED.get(self._pre) if self.model == "gpt2" else None
         starts = self.model == "llama" or (split is not None and split.add_bos)
@@ -275,11 +277,12 @@ class Tokenizer:
             if self._sentencepiece:  # such files leave it to the texts
                 self._guess_types(types)
         if self._sentencepiece:
-            for token_id, (text, kind) in enumerate(zip(self._tokens, types, strict=True)):
-                if kind == TokenType.BYTE and not _BYTE_TOKEN.fullmatch(text):
+            byte = int(TokenType.BYTE)
+            for token_id in (i for i, kind in enumerate(types) if kind == byte):
+                if not _BYTE_TOKEN.fullmatch(self._tokens[token_id]):
                     raise ModelError(
-                        f"{keys.TOKENS}[{token_id}] is a byte token with the text {text[:40]!r}; it must "
-                        "be '<0x00>' to '<0xFF>'"
+                        f"{keys.TOKENS}[{token_id}] is a byte token with the text "
+                        f"{self._tokens[token_id][:40]!r}; it must be '<0x00>' to '<0xFF>'"
                     )
         return types
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,16 @@ class FileWeights:
         """The tensor's name for each matrix that was asked for, by the ``id`` of the backend's object."""
         return {id(tensor.matrix): name for name, tensor in self._matrices.items()}
 
-    def pack(self) -> None:
-        """Packs every matrix that was asked for."""
+    def running_bytes(self, packed: Sequence[Any]) -> int:
+        """Bytes that all matrices take, these packed and the others read in place."""
+        chosen = {id(matrix): matrix for matrix in packed}
+        others = [t for t in self._matrices.values() if id(t.matrix) not in chosen]
+        sizes: list[int] = [matrix.pack_bytes or matrix.data_bytes for matrix in chosen.values()]
+        return sum(sizes) + sum(tensor.nbytes for tensor in others)
+
+    def pack(self, chosen: Sequence[Any]) -> None:
+        """Packs these matrices."""
+        wanted = set(map(id, chosen))
         for tensor in self._matrices.values():
-            tensor.pack()
+            if id(tensor.matrix) in wanted:
+                tensor.pack()
