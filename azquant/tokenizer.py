@@ -11,6 +11,7 @@ import codecs
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from azquant._tokenizer_backend import (
     sentencepiece_backend,
     unigram_backend,
 )
-from azquant.errors import ModelError, TokenizerError
+from azquant.errors import AzquantError, ModelError, TokenizerError
 from azquant.gguf import keys
 from azquant.gguf.keys import TokenType
 from azquant.pretokenizer import CHAR_TO_BYTE, NAMED
@@ -130,6 +131,12 @@ class Tokenizer:
         before = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after = [self.eos_id] if add_special and self.add_eos and self.eos_id is not None else []
         return [*before, *ids, *after]
+
+    def prepare(self) -> None:
+        """Build now what the first :meth:`encode` would build. What is wrong with it, encode says."""
+        if self._problem is None:
+            with suppress(AzquantError):
+                self._backend(True)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ``ids``. Bytes that are no UTF-8 become U+FFFD.

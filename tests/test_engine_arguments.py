@@ -347,3 +347,47 @@ def test_the_files_of_the_catalogue(shared_data: Path) -> None:
         with pytest.raises(AzquantError):
             azquant.load(file)  # the one with the endless template is no whole model either
         assert time.perf_counter() - begin < 2
+
+
+# ---- packing beside the tokenizer ----------------------------------------------------------------------
+
+
+def test_a_large_model_builds_its_tokenizer_while_it_packs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    assert not azquant.load(path).tokenizer._backends  # a small one when the first text comes
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    model = azquant.load(path)
+    assert model.tokenizer._backends
+    assert all(
+        tensor.packed_nbytes for tensor in model._weights._matrices.values() if tensor.type.name == "q4_0"
+    )
+    assert model.generate("a", max_tokens=4) == azquant.load(path).generate("a", max_tokens=4)
+
+
+def test_what_goes_wrong_while_packing_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from azquant.engine import model as module
+    from azquant.tensor import QTensor
+
+    def fail(_: QTensor) -> None:
+        raise OutOfMemoryError("pack")
+
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(QTensor, "pack", fail)
+    with pytest.raises(OutOfMemoryError, match="pack"):
+        azquant.load(path)
+
+
+def test_a_broken_tokenizer_is_told_by_encode_not_by_load(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    bad = altered(path, tmp_path / "bad.gguf", {keys.TOKENIZER_JSON: keys.string("{")})
+    model = azquant.load(bad)
+    assert len(model.generate([1, 2], max_tokens=2)) == 2
+    with pytest.raises(TokenizerError):
+        model.generate("a")

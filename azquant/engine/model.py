@@ -42,6 +42,9 @@ KV_TYPES = ("f16", "f32", "q8_0")
 _MOST_SEQUENCES = 16
 """Answers computed at once, unless the caller or the memory says otherwise."""
 
+_WORTH_A_THREAD = 32 << 20
+"""Bytes of weights from which on packing takes longer than building the tokenizer; that is done beside it."""
+
 
 def load(
     path: str | PathLike[str],
@@ -134,7 +137,8 @@ class Model:
         asked = n_ctx is not None or n_seq is not None
         self._memory = self._needs(packed)
         self._memory.check(str(file.path), available_memory(), whole_cache=asked)
-        self._weights.pack(packed)
+        beside = self.tokenizer.prepare if self._memory.weights >= _WORTH_A_THREAD else None
+        self._weights.pack(packed, beside)
         self._program = kernels().Program(self._spec)
         self._lock = threading.Lock()
         self._closed = False

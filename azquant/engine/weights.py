@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,27 @@ class FileWeights:
         sizes: list[int] = [matrix.pack_bytes or matrix.data_bytes for matrix in chosen.values()]
         return sum(sizes) + sum(tensor.nbytes for tensor in others)
 
-    def pack(self, chosen: Sequence[Any]) -> None:
-        """Packs these matrices."""
+    def pack(self, chosen: Sequence[Any], beside: Callable[[], None] | None = None) -> None:
+        """Packs these matrices. ``beside`` is called meanwhile: packing needs none of Python."""
         wanted = set(map(id, chosen))
-        for tensor in self._matrices.values():
-            if id(tensor.matrix) in wanted:
-                tensor.pack()
+        tensors = [tensor for tensor in self._matrices.values() if id(tensor.matrix) in wanted]
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                for tensor in tensors:
+                    tensor.pack()
+            except BaseException as error:
+                failures.append(error)
+
+        if beside is None or not tensors:
+            run()
+        else:
+            thread = threading.Thread(target=run, name="azquant-pack")
+            thread.start()
+            try:
+                beside()
+            finally:
+                thread.join()
+        if failures:
+            raise failures[0]
