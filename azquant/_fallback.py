@@ -22,7 +22,7 @@ from azquant._fallback_decode import DECODERS
 from azquant._fallback_encode import ENCODERS, SCALES_AT, TOO_LARGE
 from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
 from azquant.program import Op, ProgramSpec, Ref, StepArrays, as_indices
-from azquant.types import GGMLType, type_by_id
+from azquant.types import GGMLType, get_type, type_by_id
 
 __all__ = [
     "NAME",
@@ -387,7 +387,7 @@ class KVCache:
         self.n_seq, self.n_ctx, self.head_dim = n_seq, n_ctx, head_dim
         self._in_blocks = dtype == "q8_0"
         if self._in_blocks:
-            shape = (*shape[:-1], _type(Q8_0).row_bytes(head_dim + -head_dim % BLOCK))
+            shape = (*shape[:-1], get_type("q8_0").row_bytes(head_dim + -head_dim % BLOCK))
         kinds = {"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}
         self.keys: npt.NDArray[Any] = np.zeros(shape, dtype=kinds[dtype])
         self.values = np.zeros_like(self.keys)
