@@ -13,6 +13,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from azquant._fallback_decode import DECODERS
 from azquant._fallback_encode import ENCODERS, SCALES_AT, TOO_LARGE
 from azquant.errors import ArgumentError, InternalError, NonFiniteError, ShapeError, UnsupportedTypeError
 from azquant.program import Op, ProgramSpec, Ref, StepArrays, as_indices
-from azquant.types import GGMLType, type_by_id
+from azquant.types import GGMLType, get_type, type_by_id
 
 __all__ = [
     "NAME",
@@ -271,6 +272,11 @@ class Matrix:
         """Bytes of the GGUF form."""
         return self._data.nbytes
 
+    @property
+    def pack_bytes(self) -> int:
+        """Bytes that :meth:`pack` takes."""
+        return 4 * self.shape[0] * self.shape[1]
+
     def packed_bytes(self) -> int:
         """Bytes that :meth:`pack` keeps, 0 before."""
         return 0 if self._dense is None else self._dense.nbytes
@@ -367,7 +373,10 @@ def packed_rows(
 
 
 class KVCache:
-    """Keys and values (n_layer, n_seq, n_head_kv, n_ctx, head_dim), float32 or float16."""
+    """Keys and values (n_layer, n_seq, n_head_kv, n_ctx, head_dim) of ``dtype`` f32, f16 or q8_0.
+
+    Of q8_0 the last dimension is the bytes of the blocks, of which the last is padded.
+    """
 
     def __init__(
         self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
@@ -375,9 +384,32 @@ class KVCache:
         shape = (n_layer, n_seq, n_head_kv, n_ctx, head_dim)
         if min(shape) < 1:
             raise ShapeError(f"KV cache of shape {shape}: every number must be at least 1")
-        self.n_seq, self.n_ctx = n_seq, n_ctx
-        self.keys = np.zeros(shape, dtype=np.float16 if dtype == "f16" else np.float32)
+        self.n_seq, self.n_ctx, self.head_dim = n_seq, n_ctx, head_dim
+        self._in_blocks = dtype == "q8_0"
+        if self._in_blocks:
+            shape = (*shape[:-1], get_type("q8_0").row_bytes(head_dim + -head_dim % BLOCK))
+        kinds = {"f32": np.float32, "f16": np.float16, "q8_0": np.uint8}
+        self.keys: npt.NDArray[Any] = np.zeros(shape, dtype=kinds[dtype])
         self.values = np.zeros_like(self.keys)
+
+    def encode(self, x: Floats) -> npt.NDArray[Any]:
+        """``x`` (..., head_dim) as the cache keeps it. Blocks with a non-finite number become NaN."""
+        if not self._in_blocks:
+            return x
+        padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -self.head_dim % BLOCK)]).reshape(-1, BLOCK)
+        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(padded), axis=1)
+        data = ENCODERS["q8_0"](np.where(finite[:, None], padded, np.float32(0)), None).reshape(
+            len(padded), -1
+        )
+        data[~finite, :2] = 0x00, 0x7E  # the scale
+        return data.reshape(*x.shape[:-1], -1)
+
+    def decode(self, kept: npt.NDArray[Any]) -> Floats:
+        """The same in float32."""
+        if not self._in_blocks:
+            return kept.astype(np.float32)
+        values: Floats = DECODERS["q8_0"](np.ascontiguousarray(kept).reshape(-1))
+        return values.reshape(*kept.shape[:-1], -1)[..., : self.head_dim]
 
     @property
     def nbytes(self) -> int:
@@ -506,13 +538,13 @@ class _Step:
         qkv = self.view(op.a, (heads + 2 * kv_heads) * dim).reshape(-1, heads + 2 * kv_heads, dim)
         keys, values = self.kv.keys[op.layer], self.kv.values[op.layer]
         with np.errstate(over="ignore"):
-            keys[self.sequence, :, self.position] = qkv[:, heads : heads + kv_heads]
-            values[self.sequence, :, self.position] = qkv[:, heads + kv_heads :]
+            keys[self.sequence, :, self.position] = self.kv.encode(qkv[:, heads : heads + kv_heads])
+            values[self.sequence, :, self.position] = self.kv.encode(qkv[:, heads + kv_heads :])
         out = np.empty((len(self.tokens), heads, dim), np.float32)
         for row, (sequence, position) in enumerate(zip(self.sequence, self.position, strict=True)):
             seen = slice(max(0, position + 1 - op.window) if op.window else 0, position + 1)
-            past_k = keys[sequence, :, seen].astype(np.float32)  # (kv heads, positions, dim)
-            past_v = values[sequence, :, seen].astype(np.float32)
+            past_k = self.kv.decode(keys[sequence, :, seen])  # (kv heads, positions, dim)
+            past_v = self.kv.decode(values[sequence, :, seen])
             query = qkv[row, :heads].reshape(kv_heads, heads // kv_heads, dim)
             scores = np.float32(op.scale) * (query @ past_k.transpose(0, 2, 1))
             if op.softcap:
@@ -566,7 +598,7 @@ class Program:
         if any(v.size and (v.min() < 0 or v.max() >= limit) for v, limit in limits):
             raise ShapeError(f"step of {len(t)} tokens: an index is out of range")
         needed = (self._spec.n_layer, self._spec.n_head_kv, self._spec.head_dim)
-        if kv.keys.shape[0] < needed[0] or (kv.keys.shape[2], kv.keys.shape[4]) != needed[1:]:
+        if kv.keys.shape[0] < needed[0] or (kv.keys.shape[2], kv.head_dim) != needed[1:]:
             raise ShapeError(f"step of {len(t)} tokens: the KV cache was made for another model")
         step = _Step(self._spec, kv, compute, t, s, p, o)
         if not len(t):

@@ -270,6 +270,11 @@ class Matrix:
         """Bytes of the GGUF form."""
         return self._data.nbytes
 
+    @property
+    def pack_bytes(self) -> int:
+        """Bytes that :meth:`pack` takes, 0 where the type has no packed form."""
+        return int(lib.azq_packed_bytes(self.type_id, *self.shape)) if self.can_int8 else 0
+
     def packed_bytes(self) -> int:
         """Bytes of the packed copy, 0 without."""
         return int(lib.azq_matrix_packed_bytes(self._handle))
@@ -365,12 +370,12 @@ def packed_rows(
 
 
 class KVCache:
-    """Keys and values of ``n_seq`` sequences of ``n_ctx`` positions, float32 or float16."""
+    """Keys and values of ``n_seq`` sequences of ``n_ctx`` positions; ``dtype`` is f32, f16 or q8_0."""
 
     def __init__(
         self, n_layer: int, n_seq: int, n_ctx: int, n_head_kv: int, head_dim: int, dtype: str
     ) -> None:
-        type_id = lib.AZQ_TYPE_F16 if dtype == "f16" else lib.AZQ_TYPE_F32
+        type_id = {"f32": lib.AZQ_TYPE_F32, "f16": lib.AZQ_TYPE_F16, "q8_0": lib.AZQ_TYPE_Q8_0}[dtype]
         handle = ffi.new("azq_kv **")
         what = f"KV cache of {n_layer} layers, {n_seq} x {n_ctx} positions, {n_head_kv} x {head_dim} values"
         check(lib.azq_kv_create(n_layer, n_seq, n_ctx, n_head_kv, head_dim, type_id, handle), what)

@@ -95,7 +95,7 @@ def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: s
         )
     split = NAMED[pre]
     # As llama.cpp reads them: the first space that is not the first character divides.
-    pairs = [(left, right) for left, _, right in (_parts(merge) for merge in merges)]
+    pairs = [_parts(merge)[::2] if merge[:1] == " " else merge.partition(" ")[::2] for merge in merges]
     model = guarded(
         lambda: package.models.BPE(vocab=_ids(vocabulary), merges=pairs, ignore_merges=split.ignore_merges),
         "tokenizer.ggml.tokens and tokenizer.ggml.merges",
@@ -194,10 +194,14 @@ def guarded(make: Any, what: str) -> Any:
 
 
 def _ids(vocabulary: VocabularyData) -> dict[str, int]:
-    ids: dict[str, int] = {}
-    for token_id, text in enumerate(vocabulary.tokens):
-        if ids.setdefault(text, token_id) != token_id:
-            raise ModelError(f"tokenizer.ggml.tokens: {ids[text]} and {token_id} are the same token {text!r}")
+    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    if len(ids) < len(vocabulary.tokens):
+        first: dict[str, int] = {}
+        for token_id, text in enumerate(vocabulary.tokens):
+            if first.setdefault(text, token_id) != token_id:
+                raise ModelError(
+                    f"tokenizer.ggml.tokens: {first[text]} and {token_id} are the same token {text!r}"
+                )
     return ids
 
 
@@ -228,7 +232,11 @@ def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:
     package = _package()
     special: list[Any] = []
     plain: list[Any] = []
-    for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+    normal = int(
+        TokenType.NORMAL
+    )  # an enumeration's member is slow to compare with, tens of thousands of times
+    unusual = [i for i, kind in enumerate(vocabulary.types) if kind != normal]
+    for text, kind in ((vocabulary.tokens[i], vocabulary.types[i]) for i in unusual):
         if text and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
             special.append(package.AddedToken(text, special=True, normalized=False))
         elif text and kind == TokenType.USER_DEFINED:

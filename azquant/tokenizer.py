@@ -11,6 +11,7 @@ import codecs
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from azquant._tokenizer_backend import (
     sentencepiece_backend,
     unigram_backend,
 )
-from azquant.errors import ModelError, TokenizerError
+from azquant.errors import AzquantError, ModelError, TokenizerError
 from azquant.gguf import keys
 from azquant.gguf.keys import TokenType
 from azquant.pretokenizer import CHAR_TO_BYTE, NAMED
@@ -74,10 +75,12 @@ class Tokenizer:
         self._unigram = self.model == "t5"
         self._sentencepiece = self.model == "llama" or self._unigram
         self._types = self._read_types(metadata)
+        normal = int(TokenType.NORMAL)  # slow to compare with as an enumeration's member
+        unusual = [token_id for token_id, kind in enumerate(self._types) if kind != normal]
         self.special_ids = frozenset(
             token_id
-            for token_id, kind in enumerate(self._types)
-            if kind in (TokenType.CONTROL, TokenType.UNKNOWN)
+            for token_id in unusual
+            if self._types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN)
         )
         split = NAMED.get(self._pre) if self.model == "gpt2" else None
         starts = self.model == "llama" or (split is not None and split.add_bos)
@@ -128,6 +131,12 @@ class Tokenizer:
         before = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after = [self.eos_id] if add_special and self.add_eos and self.eos_id is not None else []
         return [*before, *ids, *after]
+
+    def prepare(self) -> None:
+        """Build now what the first :meth:`encode` would build. What is wrong with it, encode says."""
+        if self._problem is None:
+            with suppress(AzquantError):
+                self._backend(True)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ``ids``. Bytes that are no UTF-8 become U+FFFD.
@@ -275,11 +284,12 @@ class Tokenizer:
             if self._sentencepiece:  # such files leave it to the texts
                 self._guess_types(types)
         if self._sentencepiece:
-            for token_id, (text, kind) in enumerate(zip(self._tokens, types, strict=True)):
-                if kind == TokenType.BYTE and not _BYTE_TOKEN.fullmatch(text):
+            byte = int(TokenType.BYTE)
+            for token_id in (i for i, kind in enumerate(types) if kind == byte):
+                if not _BYTE_TOKEN.fullmatch(self._tokens[token_id]):
                     raise ModelError(
-                        f"{keys.TOKENS}[{token_id}] is a byte token with the text {text[:40]!r}; it must "
-                        "be '<0x00>' to '<0xFF>'"
+                        f"{keys.TOKENS}[{token_id}] is a byte token with the text "
+                        f"{self._tokens[token_id][:40]!r}; it must be '<0x00>' to '<0xFF>'"
                     )
         return types
 

@@ -141,7 +141,7 @@ azq_status azq_packed_rows(int type, const void *packed, int64_t n, int64_t k, c
 
 typedef struct azq_kv azq_kv;
 
-/* Room for n_seq sequences of n_ctx positions. type: AZQ_TYPE_F32 or AZQ_TYPE_F16. */
+/* Room for n_seq sequences of n_ctx positions. type: AZQ_TYPE_F32, AZQ_TYPE_F16 or AZQ_TYPE_Q8_0. */
 azq_status azq_kv_create(int64_t n_layer, int64_t n_seq, int64_t n_ctx, int64_t n_head_kv, int64_t head_dim, int type,
                          azq_kv **out);
 void azq_kv_free(azq_kv *kv);

@@ -113,7 +113,10 @@ typedef struct {
     float *out;         /* (dim) */
     int64_t first, end;
 } azq_attend_row;
-/* One head's cache: keys (tiles of 16 positions, dim, 16), values (positions, dim), fp32 or fp16. */
+/* One head's cache: keys (tiles of 16 positions, dim, 16), values (positions, dim), fp32 or fp16. Of q8_0: values
+ * are rows of blocks, the last padded; tiles of keys are (blocks of dim, 16 fp16 scales, 32 x 16 int8). Its numbers
+ * are scale * int8, exact in fp32, and take part as those of an fp32 cache do: attend_q8_0 gives the bits of
+ * attend_f32 over the dequantized cache. */
 typedef struct {
     const void *keys, *values;
     int64_t dim;
@@ -145,7 +148,7 @@ typedef struct {
     azq_gemm_bf16_fn *gemm_bf16;
     azq_bf16_region_fn *bf16_begin, *bf16_end; /* NULL where there is nothing to do */
     azq_gemm_fp32_fn *gemm_fp32[AZQ_TYPE_COUNT]; /* F32 always; where there is none, rows are dequantized first */
-    azq_attend_fn *attend_f32, *attend_f16;
+    azq_attend_fn *attend_f32, *attend_f16, *attend_q8_0;
     azq_layer_norm_fn *layer_norm;
     azq_rms_norm_fn *rms_norm;
     azq_softmax_fn *softmax;

@@ -200,29 +200,10 @@ typedef struct {
 
 static void store_kv(const op_job *job, int64_t row, int64_t head) {
     const azq_op *op = job->op;
-    azq_kv *kv = job->step->kv;
-    int64_t dim = op->head_dim, position = job->step->position[row];
-    int64_t tile = position / AZQ_KV_TILE, lane = position % AZQ_KV_TILE;
-    azq_quantize_row_fn *store = job->step->kernels->quantize_row[kv->type];
-    const float *k = row_of(job->p, op->a, row, op->a_col + (op->n_head + head) * dim);
-    const float *v = k + op->n_head_kv * dim;
-    size_t base = azq_kv_offset(kv, op->layer, job->step->sequence[row], head);
-    store(v, kv->values + base + (size_t)(position * dim) * kv->element, dim);
-    uint8_t *key = kv->keys + base + (size_t)(tile * AZQ_KV_TILE * dim + lane) * kv->element;
-    if (kv->type == AZQ_TYPE_F16) {
-        uint16_t halves[64];
-        for (int64_t d = 0; d < dim; d += 64) {
-            int64_t n = dim - d < 64 ? dim - d : 64;
-            store(k + d, halves, n);
-            for (int64_t i = 0; i < n; i++) {
-                ((uint16_t *)key)[(d + i) * AZQ_KV_TILE] = halves[i];
-            }
-        }
-    } else {
-        for (int64_t d = 0; d < dim; d++) {
-            ((float *)key)[d * AZQ_KV_TILE] = k[d];
-        }
-    }
+    const azq_step *step = job->step;
+    const float *k = row_of(job->p, op->a, row, op->a_col + (op->n_head + head) * op->head_dim);
+    const float *v = k + op->n_head_kv * op->head_dim;
+    azq_kv_store(step->kv, step->kernels, op->layer, step->sequence[row], head, step->position[row], k, v);
 }
 
 static void store_span(const op_job *job, const azq_span *span, int64_t head) {
@@ -238,7 +219,7 @@ static void attend_span(const op_job *job, const azq_span *span, int64_t kv_head
     const azq_kv *kv = step->kv;
     int64_t group = op->n_head / op->n_head_kv, dim = op->head_dim;
     size_t base = azq_kv_offset(kv, op->layer, step->sequence[span->row], kv_head);
-    azq_attend_fn *attend = kv->type == AZQ_TYPE_F16 ? step->kernels->attend_f16 : step->kernels->attend_f32;
+    azq_attend_fn *attend = azq_kv_attend(kv, step->kernels);
     azq_attend_head head_cache = {kv->keys + base, kv->values + base, dim, op->scale, op->softcap};
     azq_attend_row rows[AZQ_SPAN_ROWS];
     int64_t n = 0;

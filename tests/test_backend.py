@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ops", "pretokenizer", "tensor", "tokenizer", "types"
     },
     "cpu": {"_backend", "errors", "types"},
-    "engine": {"_backend", "architectures", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
+    "engine": {"_backend", "architectures", "cpu", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
     "errors": set(),
     "gguf": {"_backend", "_pages", "errors", "types"},
     "imatrix": {"errors", "gguf", "types"},

@@ -376,8 +376,9 @@ def test_generate_stops_where_the_context_is_full(model: Path) -> None:
 
 def test_generate_stats_are_on_stderr(model: Path) -> None:
     result = run("generate", model, "abc", "--max-tokens", "6", "--stats")
-    load, prefill, decode = result.stderr.splitlines()
+    load, memory, prefill, decode = result.stderr.splitlines()
     assert load.startswith("azquant: load: ")
+    assert memory.startswith("azquant: memory: weights ")
     assert prefill.startswith("azquant: prefill: 3 tokens, ")
     assert decode.startswith("azquant: decode: 5 tokens, ")
     assert decode.endswith(" tokens/s")

@@ -18,6 +18,7 @@ from convert_support import (
 )
 
 import azquant
+from azquant import _fallback
 from azquant.conversion import convert
 from azquant.engine import Model, load
 from azquant.errors import ArgumentError, ContextLengthError, ModelError, TokenizerError
@@ -95,6 +96,32 @@ def test_int8_is_close_to_fp32_on_the_same_q4_0_file(az_files: dict[str, Path], 
         total += len(a)
     assert (difference / norm) ** 0.5 <= 0.02
     assert agree / total >= 0.97
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_a_q8_0_cache_changes_predictions_little(
+    backend: str, az_files: dict[str, Path], heldout: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "numpy":
+        monkeypatch.setattr("azquant.engine.model.kernels", lambda: _fallback)
+        monkeypatch.setattr("azquant.engine.session.kernels", lambda: _fallback)
+        monkeypatch.setattr("azquant.tensor.kernels", lambda: _fallback)
+        heldout = heldout[:129]
+    exact, rounded = (load(az_files["f32"], compute="fp32", kv_type=kind) for kind in ("f32", "q8_0"))
+    difference = norm = 0.0
+    losses = np.zeros(2)
+    size = 64 if backend == "numpy" else 256
+    for start in range(0, len(heldout) - size, size):
+        window = heldout[start : start + size]
+        both = [model.logits(window).astype(np.float64) for model in (exact, rounded)]
+        difference += float(np.square(both[0] - both[1]).sum())
+        norm += float(np.square(both[0]).sum())
+        for i, logits in enumerate(both):
+            top = logits.max(axis=1)
+            total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+            losses[i] += float((total[:-1] - logits[np.arange(size - 1), window[1:]]).sum())
+    assert 0 < (difference / norm) ** 0.5 <= 0.005
+    assert abs(losses[1] / losses[0] - 1) <= 0.001
 
 
 @pytest.mark.parametrize("source", ["model.safetensors", "pytorch_model.bin", "gguf"])

@@ -164,6 +164,69 @@ def test_memory_limit_of_control_groups(tmp_path: Path) -> None:
     assert memory_limit(tmp_path) == 1048576
 
 
+def test_what_control_groups_leave(tmp_path: Path) -> None:
+    """Version 1 and 2, the process's own group and those above it; the tightest counts."""
+    from azquant.engine._memory import available_memory
+
+    def group(folder: Path, limit: str, used: int, droppable: int, version: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        one = version == 1
+        (folder / ("memory.limit_in_bytes" if one else "memory.max")).write_text(f"{limit}\n")
+        (folder / ("memory.usage_in_bytes" if one else "memory.current")).write_text(f"{used}\n")
+        name = "total_inactive_file" if one else "inactive_file"
+        (folder / "memory.stat").write_text(f"anon 5\n{name} {droppable}\n")
+
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  900000 kB\nSwapFree: 100000 kB\n")
+    assert available_memory(root, proc) == 1000000 * 1024
+    (proc / "self" / "cgroup").write_text("0::/job/step\n")
+    group(root / "job" / "step", "max", 5, 0, 2)
+    assert available_memory(root, proc) == 1000000 * 1024
+    group(root / "job", "500000000", 100000000, 20000000, 2)
+    assert available_memory(root, proc) == 420000000
+    group(root / "job" / "step", "400000000", 100000000, 0, 2)
+    assert available_memory(root, proc) == 300000000
+    (proc / "self" / "cgroup").write_text("7:cpu,memory:/job\n0::/\n")
+    group(root / "memory" / "job", "200000000", 300000000, 0, 1)
+    assert available_memory(root, proc) == 0
+    assert available_memory(root, tmp_path / "none") == azquant.engine._memory.memory_limit(root)
+
+
+def test_too_little_memory_is_refused_before_anything_is_packed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    needs = azquant.load(path, n_ctx=32, n_seq=3).memory
+    assert needs.total == needs.weights + 3 * needs.cache_per_sequence + needs.work
+    monkeypatch.setattr(module.FileWeights, "pack", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr(module, "available_memory", lambda: needs.total - 1)
+    with pytest.raises(OutOfMemoryError, match=r"(?s)takes .* available.*Weights .*KV cache .*3 seq.*n_ctx"):
+        azquant.load(path, n_ctx=32, n_seq=3)
+    monkeypatch.setattr(module, "available_memory", lambda: needs.weights)
+    with pytest.raises(MemoryError, match="smaller type of weights"):
+        azquant.load(path)
+
+
+def test_a_cache_that_nobody_asked_for_is_no_reason_to_refuse(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    needs = azquant.load(path).memory
+    monkeypatch.setattr(module, "available_memory", lambda: needs.weights + needs.work)
+    assert azquant.load(path).generate("a", max_tokens=1) is not None
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
+def test_the_memory_stated_is_the_memory_taken(path: Path, kv_type: str) -> None:
+    model = azquant.load(path, kv_type=kv_type, n_ctx=20, n_seq=3)
+    assert model._new_cache().nbytes == model.memory.cache
+    kept = sum(t.packed_nbytes or t.nbytes for t in model._weights._matrices.values())
+    assert model.memory.weights == kept
+
+
 # ---- models (classes 31 to 38 of the catalogue of bad input)
 
 
@@ -284,3 +347,47 @@ def test_the_files_of_the_catalogue(shared_data: Path) -> None:
         with pytest.raises(AzquantError):
             azquant.load(file)  # the one with the endless template is no whole model either
         assert time.perf_counter() - begin < 2
+
+
+# ---- packing beside the tokenizer ----------------------------------------------------------------------
+
+
+def test_a_large_model_builds_its_tokenizer_while_it_packs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    assert not azquant.load(path).tokenizer._backends  # a small one when the first text comes
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    model = azquant.load(path)
+    assert model.tokenizer._backends
+    assert all(
+        tensor.packed_nbytes for tensor in model._weights._matrices.values() if tensor.type.name == "q4_0"
+    )
+    assert model.generate("a", max_tokens=4) == azquant.load(path).generate("a", max_tokens=4)
+
+
+def test_what_goes_wrong_while_packing_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from azquant.engine import model as module
+    from azquant.tensor import QTensor
+
+    def fail(_: QTensor) -> None:
+        raise OutOfMemoryError("pack")
+
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(QTensor, "pack", fail)
+    with pytest.raises(OutOfMemoryError, match="pack"):
+        azquant.load(path)
+
+
+def test_a_broken_tokenizer_is_told_by_encode_not_by_load(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azquant.engine import model as module
+
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
+    bad = altered(path, tmp_path / "bad.gguf", {keys.TOKENIZER_JSON: keys.string("{")})
+    model = azquant.load(bad)
+    assert len(model.generate([1, 2], max_tokens=2)) == 2
+    with pytest.raises(TokenizerError):
+        model.generate("a")

@@ -17,21 +17,17 @@ compare them). Where azquant differs, it does so on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from azquant.architectures.base import Architecture, TensorRule
-from azquant.architectures.falcon import FALCON
-from azquant.architectures.gemma import GEMMA2, GEMMA3
-from azquant.architectures.gpt2 import GPT2, GPT2Config
-from azquant.architectures.gptneox import GPTNEOX
-from azquant.architectures.granite import GRANITE
-from azquant.architectures.llama import LLAMA, LlamaConfig
-from azquant.architectures.olmo2 import OLMO2
-from azquant.architectures.phi3 import PHI3
-from azquant.architectures.qwen import QWEN2, QWEN3
-from azquant.architectures.starcoder2 import STARCODER2
 from azquant.errors import ConversionError, ModelError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from azquant.architectures.gpt2 import GPT2Config
+    from azquant.architectures.llama import LlamaConfig
 
 __all__ = [
     "ARCHITECTURES",
@@ -43,25 +39,56 @@ __all__ = [
     "architecture_of_gguf",
 ]
 
-_ALL: tuple[Architecture[Any], ...] = (
-    GPT2,
-    LLAMA,
-    QWEN2,
-    QWEN3,
-    GEMMA2,
-    GEMMA3,
-    PHI3,
-    GPTNEOX,
-    STARCODER2,
-    OLMO2,
-    GRANITE,
-    FALCON,
-)
-ARCHITECTURES: dict[str, Architecture[Any]] = {item.name: item for item in _ALL}
+# Each file is loaded when one of its architectures is asked for: running a model takes one of them.
+_MODULES = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "qwen2": "qwen",
+    "qwen3": "qwen",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "phi3": "phi3",
+    "gptneox": "gptneox",
+    "starcoder2": "starcoder2",
+    "olmo2": "olmo2",
+    "granite": "granite",
+    "falcon": "falcon",
+}
+
+
+class _Registry(Mapping[str, "Architecture[Any]"]):
+    def __getitem__(self, name: str) -> Architecture[Any]:
+        module = importlib.import_module(f"azquant.architectures.{_MODULES[name]}")
+        found: Architecture[Any] = getattr(module, name.upper())
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
+ARCHITECTURES: Mapping[str, Architecture[Any]] = _Registry()
 """Every known architecture by its ``general.architecture`` name."""
 
-_BY_HF_NAME = {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
-_BY_TYPE = {name: item for item in ARCHITECTURES.values() for name in (item.name, *item.model_types)}
+
+def __getattr__(name: str) -> Any:
+    if name not in ("GPT2Config", "LlamaConfig"):
+        raise AttributeError(f"module 'azquant.architectures' has no attribute {name!r}")
+    return getattr(
+        importlib.import_module(f"azquant.architectures.{name.removesuffix('Config').lower()}"), name
+    )
+
+
+@cache
+def _by_hf_name() -> dict[str, Architecture[Any]]:
+    return {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
+
+
+@cache
+def _by_type() -> dict[str, Architecture[Any]]:
+    return {name: item for item in ARCHITECTURES.values() for name in (item.name, *item.model_types)}
 
 
 def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
@@ -75,21 +102,21 @@ def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
     if listed:
         names = listed if isinstance(listed, list) else [listed]
         for name in names:
-            if isinstance(name, str) and name in _BY_HF_NAME:
-                return _BY_HF_NAME[name]
+            if isinstance(name, str) and name in _by_hf_name():
+                return _by_hf_name()[name]
         found = ", ".join(map(str, names))
     else:
         model_type = config.get("model_type")
         if not model_type:
             raise ConversionError(
                 "config.json: neither architectures nor model_type says what model this is; "
-                f"known are {', '.join(_BY_HF_NAME)}"
+                f"known are {', '.join(_by_hf_name())}"
             )
-        if isinstance(model_type, str) and model_type in _BY_TYPE:
-            return _BY_TYPE[model_type]
+        if isinstance(model_type, str) and model_type in _by_type():
+            return _by_type()[model_type]
         found = str(model_type)
     raise UnsupportedArchitectureError(
-        f"config.json: architecture {found:.80} is not supported; known are {', '.join(_BY_HF_NAME)}"
+        f"config.json: architecture {found:.80} is not supported; known are {', '.join(_by_hf_name())}"
     )
 
 

@@ -10,6 +10,7 @@ import click
 from azquant._version import __version__
 from azquant.cli import (
     bench,
+    chat,
     convert,
     edit,
     eval,
@@ -46,6 +47,7 @@ def cli() -> None:
 
 for verb in (
     bench.bench,
+    chat.chat,
     convert.convert,
     edit.edit,
     eval.evaluate,

@@ -39,6 +39,13 @@ Examples:
 @click.option("--repeats", type=int, default=5, show_default=True, help="Runs of each; the median counts.")
 @click.option("--threads", type=int, help="Threads to use.  [default: the processors available]")
 @click.option(
+    "--kv-type",
+    type=click.Choice(["f16", "f32", "q8_0"]),
+    default="f16",
+    show_default=True,
+    help="Type of the KV cache.",
+)
+@click.option(
     "--compare",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A llama-bench program; it runs in turn with azquant.",
@@ -52,6 +59,7 @@ def bench(
     batch: tuple[int, ...],
     repeats: int,
     threads: int | None,
+    kv_type: str,
     compare: Path | None,
     as_json: bool,
     quiet: bool,
@@ -71,7 +79,11 @@ def bench(
         if not quiet:
             say(None, f"measuring {what} ...")
 
-    options: dict[str, Any] = {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
+    options: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "answer_tokens": answer_tokens,
+        "kv_type": kv_type,
+    }
     rounds = 1 if compare is None else repeats
     per_round = repeats if compare is None else 1
     reports, theirs = [], []
@@ -144,8 +156,15 @@ def _print(reports: list[BenchReport], theirs: list[dict[str, float]]) -> None:
             ["model", visible(Path(last.path).name)],
             ["kernels", f"{last.isa}, {last.threads} threads"],
             ["load", f"{last.load_seconds * 1e3:.0f} ms"],
+            ["memory stated", _stated(last)],
             ["peak memory", peak],
             ["a step reads", f"{show_bytes(last.bytes_per_step)} at {last.stream_read / 1e9:.0f} GB/s"],
             ["the same request", f"{same} ms"],
         ],
     )
+
+
+def _stated(report: BenchReport) -> str:
+    needs = report.memory
+    cache = f"{show_bytes(needs.cache_per_sequence)} for each of {needs.n_seq} sequences"
+    return f"weights {show_bytes(needs.weights)}, KV cache {cache}, buffers {show_bytes(needs.work)}"

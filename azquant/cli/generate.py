@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from azquant.cli.console import dim, for_terminal, print_json, say, write
+from azquant.cli.answering import answer_options, load_model, model_options, sampling_options
+from azquant.cli.console import dim, for_terminal, print_json, say, show_bytes, write
 from azquant.cli.guard import Verb
 from azquant.cli.model_file import MODEL_FILE, store_option
 from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from azquant.engine import GenerateOptions, Model
+    from azquant.engine import Generation, MemoryNeeds, Model
 
 __all__ = ["generate"]
 
@@ -32,6 +33,7 @@ class _Run:
     prefill: float = 0.0
     decode: float = 0.0
     stop: str = "length"
+    memory: MemoryNeeds | None = None
 
     def rates(self) -> dict[str, float | None]:
         """Tokens per second: of the prompt, and of the answer after its first token."""
@@ -51,25 +53,17 @@ Examples:
   azquant generate az-llm:v1.0 "Bakı" --temperature 0.8 --top-k 40 --seed 1
   echo "Bir gün" | azquant generate az-llm-q4_0.gguf - --stats
   azquant generate az-llm-q4_0.gguf "17 4 256" --ids
+  azquant generate az-chat-q4_0.gguf "Salam!" --chat --system "Qısa cavab ver."
 """,
 )
 @click.argument("model", type=MODEL_FILE)
 @store_option
 @click.argument("prompt", default="")
 @click.option("--max-tokens", type=int, default=64, show_default=True, help="Most tokens to generate.")
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token."
-)
-@click.option("--top-k", type=int, default=0, help="Draw from the k likeliest tokens only.  [default: all]")
-@click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest that make p.  [default: all]")
-@click.option("--min-p", type=float, default=0.0, help="Only tokens this share as likely as the likeliest.")
-@click.option(
-    "--repetition-penalty", type=float, default=1.0, help="Above 1: tokens that were there are less likely."
-)
-@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
-@click.option("--seed", type=int, help="Same seed, same text.  [default: a new one each time]")
-@click.option("--threads", type=int, help="Threads to use.  [default: the processors available]")
-@click.option("--reproducible", is_flag=True, help="The same bits for any number of threads.")
+@click.option("--chat", is_flag=True, help="PROMPT is a message; the model's chat template stands around it.")
+@click.option("--system", help="With --chat: what the model is told before the message.")
+@sampling_options
+@model_options
 @click.option("--ids", is_flag=True, help="PROMPT and answer are token ids, not text.")
 @click.option("--echo/--no-echo", default=None, help="Print the prompt too.  [default: on a terminal]")
 @click.option("--json", "as_json", is_flag=True, help="Print text, token ids and times as JSON at the end.")
@@ -78,50 +72,41 @@ def generate(
     model: Path,
     prompt: str,
     max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    stop: tuple[str, ...],
-    seed: int | None,
-    threads: int | None,
-    reproducible: bool,
+    chat: bool,
+    system: str | None,
     ids: bool,
     echo: bool | None,
     as_json: bool,
     stats: bool,
+    **given: Any,
 ) -> None:
     """Let MODEL, a GGUF file or NAME:TAG in the store, continue PROMPT; the text appears as it is made.
 
     PROMPT "-" is read from standard input, without the newline that ends it. No PROMPT: the model begins
     by itself.
     """
-    import azquant
-    from azquant.engine import Options
-
-    options: GenerateOptions = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop,
-        "seed": seed,
-    }
-    Options(**options)  # wrong ones are refused before the model is loaded
-    if temperature == 0 and (top_k or top_p < 1 or seed is not None):
-        say("warning", "--top-k, --top-p and --seed have no effect at temperature 0; try --temperature 0.8")
+    if chat and ids:
+        raise ArgumentError("--chat takes text, --ids takes token ids: give one of them")
+    if system is not None and not chat:
+        raise ArgumentError("--system needs --chat")
+    options = answer_options(max_tokens, given)
     text = _read_stdin() if prompt == "-" else prompt
-    if threads is not None:
-        azquant.set_num_threads(threads)
     begin = perf_counter()
-    loaded = azquant.load(model, reproducible=reproducible)
-    run = _Run(_parse_ids(text) if ids else _encode(loaded, text))
+    loaded = load_model(model, given)
+    messages = [{"role": "system", "content": system}] * (system is not None)
+    messages.append({"role": "user", "content": text})
+    if chat:
+        run = _Run(loaded.chat_tokens(messages))
+    else:
+        run = _Run(_parse_ids(text) if ids else _encode(loaded, text))
     run.load = perf_counter() - begin
+    run.memory = loaded.memory
 
-    pieces = _pieces(loaded, run, run.prompt if ids else text, options)
+    if chat:
+        answering = loaded.submit_chat(messages, **options)
+    else:
+        answering = loaded.submit(run.prompt if ids else text, **options)
+    pieces = _pieces(answering, run)
     if as_json:
         answer = "".join(pieces)
         print_json(_as_dict(run, None if ids else text, None if ids else answer))
@@ -166,11 +151,10 @@ def _encode(model: Model, text: str) -> list[int]:
     return [model.tokenizer.bos_id] if not ids and model.tokenizer.bos_id is not None else ids
 
 
-def _pieces(model: Model, run: _Run, prompt: str | list[int], options: GenerateOptions) -> Iterator[str]:
+def _pieces(answer: Generation, run: _Run) -> Iterator[str]:
     """The answer in pieces as they come; fills ``run``."""
-    answer = model.submit(prompt, **options)
     for piece in answer:
-        yield piece if isinstance(prompt, str) else f"{piece} "
+        yield piece if isinstance(piece, str) else f"{piece} "
     done = answer.result()
     run.prefill = done.seconds if done.seconds_to_first is None else done.seconds_to_first
     run.decode = done.seconds - run.prefill  # without the time that printing took
@@ -192,6 +176,9 @@ def _as_dict(run: _Run, prompt: str | None, text: str | None) -> dict[str, Any]:
 def _print_stats(run: _Run) -> None:
     later = max(0, len(run.tokens) - 1)
     say("load", f"{run.load:.3f} s")
+    if (memory := run.memory) is not None:
+        sizes = (memory.weights, memory.cache_per_sequence, memory.work)
+        say("memory", "weights {}, KV cache up to {} an answer, buffers {}".format(*map(show_bytes, sizes)))
     for name, count in (("prefill", len(run.prompt)), ("decode", later)):
         rate = run.rates()[name]
         seconds = getattr(run, name)

@@ -1,5 +1,6 @@
 """Running models: load a GGUF file, get logits, generate text."""
 
+from azquant.engine._memory import MemoryNeeds
 from azquant.engine.generation import Generation
 from azquant.engine.model import Model, load
 from azquant.engine.options import GenerateOptions, Options
@@ -10,6 +11,7 @@ __all__ = [
     "Completion",
     "GenerateOptions",
     "Generation",
+    "MemoryNeeds",
     "Model",
     "Options",
     "Sampler",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], special: M
 
     Raises ArgumentError, ModelError, MissingDependencyError.
     """
+    import subprocess  # a few milliseconds that only chats pay
+
     checked = _check_messages(messages)
     if importlib.util.find_spec("jinja2") is None:
         raise MissingDependencyError("chat needs the package jinja2: pip install 'azquant[text]'")

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from azquant._backend import kernels
 from azquant.architectures import architecture_of_gguf
-from azquant.engine._memory import memory_limit
+from azquant.cpu import num_threads
+from azquant.engine._memory import MemoryNeeds, available_memory, cache_bytes, memory_limit
 from azquant.engine.chat import render_chat
 from azquant.engine.generation import Generation
 from azquant.engine.options import GenerateOptions, Options
@@ -36,10 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load"]
 
-KV_TYPES = ("f16", "f32")
+KV_TYPES = ("f16", "f32", "q8_0")
 
 _MOST_SEQUENCES = 16
 """Answers computed at once, unless the caller or the memory says otherwise."""
+
+_WORTH_A_THREAD = 32 << 20
+"""Bytes of weights from which on packing takes longer than building the tokenizer; that is done beside it."""
 
 
 def load(
@@ -59,10 +63,15 @@ def load(
 
     ``n_seq`` answers are computed at once (default: 16, fewer where half of the memory would not hold them);
     more wait their turn. Each has ``n_ctx`` positions for prompt and answer (default and most: those of the
-    model). The cache is reserved with the first answer, and takes memory as positions are used.
+    model). The cache is reserved with the first answer, and takes memory as positions are used. ``kv_type``
+    "q8_0" halves it: 8 bits a number and a scale for 32.
+
+    What all this takes is known, and :attr:`Model.memory` afterwards, before any of it is allocated: more
+    than is available is refused here. A cache whose size the caller did not choose (neither ``n_ctx`` nor
+    ``n_seq``) does not count, as it may never fill.
 
     Raises InputFileError, GGUFError, ModelError (missing or contradicting tensors and metadata, types that
-    cannot be run, an unknown architecture), ArgumentError.
+    cannot be run, an unknown architecture), ArgumentError, OutOfMemoryError.
     """
     if compute not in COMPUTE_MODES:
         raise ArgumentError(f"compute={compute!r}: must be one of {', '.join(COMPUTE_MODES)}")
@@ -121,11 +130,16 @@ class Model:
         self._compute, self._kv_type = compute, kv_type
         self._weights = FileWeights(file)
         self._spec = architecture.program(self.config, self._weights)
-        if compute != "fp32":
-            self._weights.pack()
-        self._program = kernels().Program(self._spec)
         self._n_ctx = self.context_length if n_ctx is None else min(int(n_ctx), self.context_length)
         self._n_seq = n_seq
+        multiplied = [op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None]
+        packed = [] if compute == "fp32" else multiplied
+        asked = n_ctx is not None or n_seq is not None
+        self._memory = self._needs(packed)
+        self._memory.check(str(file.path), available_memory(), whole_cache=asked)
+        beside = self.tokenizer.prepare if self._memory.weights >= _WORTH_A_THREAD else None
+        self._weights.pack(packed, beside)
+        self._program = kernels().Program(self._spec)
         self._lock = threading.Lock()
         self._closed = False
         self._scheduler: Scheduler | None = None
@@ -135,6 +149,20 @@ class Model:
     def n_vocab(self) -> int:
         """Number of logits per position."""
         return self._spec.n_vocab
+
+    @property
+    def memory(self) -> MemoryNeeds:
+        """What the model takes: weights, KV cache and buffers."""
+        return self._memory
+
+    def _needs(self, packed: list[Any]) -> MemoryNeeds:
+        spec = self._spec
+        slot = cache_bytes(spec, self._n_ctx, self._kv_type)
+        n_seq = self._n_seq or max(1, min(_MOST_SEQUENCES, memory_limit() // 2 // slot))
+        # Quantized activations take less than the rows they are made of; scores are four rows a thread.
+        widths = [buffer.width * (n_seq if buffer.outputs else 2 * STEP_TOKENS) for buffer in spec.buffers]
+        scores = 4 * self._n_ctx * num_threads()
+        return MemoryNeeds(self._weights.running_bytes(packed), slot, n_seq, 4 * (sum(widths) + scores))
 
     @property
     def step_bytes(self) -> int:
@@ -191,15 +219,12 @@ class Model:
             return self._scheduler
 
     def _new_cache(self) -> Any:
-        spec, n_ctx = self._spec, self._n_ctx
-        per_value = 2 if self._kv_type == "f16" else 4
-        slot_bytes = 2 * spec.n_layer * n_ctx * spec.n_head_kv * spec.head_dim * per_value
-        n_seq = self._n_seq or max(1, min(_MOST_SEQUENCES, memory_limit() // 2 // slot_bytes))
+        spec, n_ctx, n_seq = self._spec, self._n_ctx, self._memory.n_seq
         try:
             return kernels().KVCache(spec.n_layer, n_seq, n_ctx, spec.n_head_kv, spec.head_dim, self._kv_type)
         except MemoryError:
             raise OutOfMemoryError(
-                f"a KV cache of {n_seq} sequences of {n_ctx} positions takes {n_seq * slot_bytes} bytes; "
+                f"a KV cache of {n_seq} sequences of {n_ctx} positions takes {self._memory.cache} bytes; "
                 "load the model with a smaller n_ctx or n_seq"
             ) from None
 
@@ -385,11 +410,20 @@ class Model:
         return tokens
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerateOptions]) -> str:
-        """The model's answer to a conversation. ``stream(chat_tokens(messages))`` gives it piece by piece.
+        """The model's answer to a conversation. :meth:`submit_chat` gives it piece by piece.
 
         Raises what :meth:`chat_tokens` and :meth:`generate` raise.
         """
         return "".join(self.stream(self.chat_tokens(messages), **options))
+
+    def submit_chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Starts to answer a conversation and returns at once; the handle gives the answer's text.
+
+        Raises what :meth:`chat_tokens` and :meth:`generate` raise.
+        """
+        return self._start([self.chat_tokens(messages)], [True], Options(**options))[0]
 
 
 def _is_batch(prompt: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,34 @@ class FileWeights:
         """The tensor's name for each matrix that was asked for, by the ``id`` of the backend's object."""
         return {id(tensor.matrix): name for name, tensor in self._matrices.items()}
 
-    def pack(self) -> None:
-        """Packs every matrix that was asked for."""
-        for tensor in self._matrices.values():
-            tensor.pack()
+    def running_bytes(self, packed: Sequence[Any]) -> int:
+        """Bytes that all matrices take, these packed and the others read in place."""
+        chosen = {id(matrix): matrix for matrix in packed}
+        others = [t for t in self._matrices.values() if id(t.matrix) not in chosen]
+        sizes: list[int] = [matrix.pack_bytes or matrix.data_bytes for matrix in chosen.values()]
+        return sum(sizes) + sum(tensor.nbytes for tensor in others)
+
+    def pack(self, chosen: Sequence[Any], beside: Callable[[], None] | None = None) -> None:
+        """Packs these matrices. ``beside`` is called meanwhile: packing needs none of Python."""
+        wanted = set(map(id, chosen))
+        tensors = [tensor for tensor in self._matrices.values() if id(tensor.matrix) in wanted]
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                for tensor in tensors:
+                    tensor.pack()
+            except BaseException as error:
+                failures.append(error)
+
+        if beside is None or not tensors:
+            run()
+        else:
+            thread = threading.Thread(target=run, name="azquant-pack")
+            thread.start()
+            try:
+                beside()
+            finally:
+                thread.join()
+        if failures:
+            raise failures[0]

@@ -14,7 +14,7 @@ import numpy as np
 
 from azquant import limits
 from azquant.cpu import active_isa, num_threads
-from azquant.engine import Model, load
+from azquant.engine import MemoryNeeds, Model, load
 from azquant.engine.session import Session
 from azquant.errors import ArgumentError
 
@@ -45,6 +45,8 @@ class BenchReport:
     threads: int
     compute: str
     load_seconds: float
+    memory: MemoryNeeds
+    """What the model takes, stated before it was allocated."""
     peak_rss_bytes: int | None
     """Of this process so far; ``None`` where the system does not tell."""
     bytes_per_step: int
@@ -88,16 +90,18 @@ def benchmark(
     batches: tuple[int, ...] = (1, 4, 16),
     repeats: int = 5,
     compute: str = "auto",
+    kv_type: str = "f16",
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Measures the model at ``path`` with random tokens: prompts, and answers one and several at a time.
 
-    Lengths are capped at the model's context. Raises what :func:`azquant.load` raises, ArgumentError.
+    Lengths are capped at the model's context; ``kv_type`` is :func:`azquant.load`'s. Raises what that raises,
+    ArgumentError.
     """
     if min(prompt_tokens, answer_tokens, repeats, *batches) < 1:
         raise ArgumentError("lengths, batches and repeats must be at least 1")
     start = time.perf_counter()
-    model = load(path, compute=compute)
+    model = load(path, compute=compute, kv_type=kv_type)
     load_seconds = time.perf_counter() - start
     prompt_tokens = min(prompt_tokens, model.context_length)
     answer_tokens = min(answer_tokens, model.context_length - 1)
@@ -136,7 +140,7 @@ def benchmark(
         median, samples = _measure(lambda session=session: decode(session), total, repeats)  # type: ignore[misc]
         rows.append(BenchRow(name, total, median, samples, 100 * (median / batch) * weights / bandwidth))
     note("the same request again and again")
-    with load(path, compute=compute) as asked:
+    with load(path, compute=compute, kv_type=kv_type) as asked:
         same = tuple(_request(asked, tokens[: min(32, model.context_length // 2)]) for _ in range(repeats))
     return BenchReport(
         path=str(path),
@@ -144,6 +148,7 @@ def benchmark(
         threads=num_threads(),
         compute=compute,
         load_seconds=load_seconds,
+        memory=model.memory,
         peak_rss_bytes=_peak_rss(),
         bytes_per_step=weights,
         stream_read=bandwidth,

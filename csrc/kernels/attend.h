@@ -3,8 +3,14 @@
  *
  *   vf, LANES, V_ZERO, v_set(x), v_load(p), v_store(p, v), v_fma(a, b, c), v_mul, v_add, v_div   its vectors
  *   AZQ_TILES_1, AZQ_TILES_4          tiles of 16 positions at once for one row and for four rows
- *   AZQ_KV, v_load_kv(p), kv_value(x) the cache's element, a vector and a number of it in fp32
- *   AZQ_ATTEND(part)                  names
+ *   AZQ_ATTEND(part)                  names; and of the cache's type these parts:
+ *     row_bytes(dim)                  bytes of one position: a tile of keys has 16 times that
+ *     LINE                            bytes of one dimension of 16 positions
+ *     RUN(dim)                        dimensions of a key that share a scale
+ *     key_scales(tile, d, lane)       the scales, at dimension d, of the positions from lane on in a tile
+ *     key(tile, d, lane, scales)      dimension d of these positions, in fp32
+ *     column(d)                       where a position's numbers from d on lie, in bytes; values there:
+ *     value(at, d, i), value_one(at, d)   dimensions d + i ..., or d alone
  *
  * The order of every sum is fixed: scores over the head's dimensions from 0 up, results over positions in two
  * interleaved chains (even, odd) that are added at the end; each step is one fused multiply-add. So every ISA
@@ -16,26 +22,33 @@ enum { AZQ_ATTEND(VECTORS) = 16 / LANES }; /* vectors per tile of positions */
  * memory: the values of the same positions are fetched meanwhile. */
 AZQ_INLINE int64_t AZQ_ATTEND(some)(const azq_attend_row *rows, int R, const azq_attend_head *head, int64_t tile, int B,
                                     float *scores, int64_t ld) {
-    enum { V = AZQ_ATTEND(VECTORS), LINE = 64 / sizeof(AZQ_KV) };
-    int64_t dim = head->dim;
-    const AZQ_KV *keys = (const AZQ_KV *)head->keys + tile * 16 * dim;
-    const AZQ_KV *values = (const AZQ_KV *)head->values + tile * 16 * dim;
+    enum { V = AZQ_ATTEND(VECTORS), AHEAD = AZQ_ATTEND(LINE) };
+    int64_t dim = head->dim, tile_bytes = 16 * AZQ_ATTEND(row_bytes)(dim);
+    const uint8_t *keys = (const uint8_t *)head->keys + tile * tile_bytes;
+    const uint8_t *values = (const uint8_t *)head->values + tile * tile_bytes;
     vf acc[4 * AZQ_TILES_1 * V];
     for (int i = 0; i < R * B * V; i++) {
         acc[i] = V_ZERO;
     }
-    for (int64_t d = 0; d < dim; d++) {
-        for (int i = 0; R == 1 && i < B * 16; i += LINE) {
-            __builtin_prefetch(values + d * B * 16 + i, 0, 2);
-        }
-        vf k[AZQ_TILES_1 * V];
+    for (int64_t from = 0; from < dim; from += AZQ_ATTEND(RUN)(dim)) {
+        int64_t to = from + AZQ_ATTEND(RUN)(dim) < dim ? from + AZQ_ATTEND(RUN)(dim) : dim;
+        vf scales[AZQ_TILES_1 * V];
         for (int i = 0; i < B * V; i++) {
-            k[i] = v_load_kv(keys + i / V * 16 * dim + 16 * d + i % V * LANES);
+            scales[i] = AZQ_ATTEND(key_scales)(keys + i / V * tile_bytes, from, i % V * LANES);
         }
-        for (int r = 0; r < R; r++) {
-            vf q = v_set(rows[r].query[d]);
+        for (int64_t d = from; d < to; d++) {
+            for (int i = 0; R == 1 && i < B * AHEAD; i += 64) {
+                __builtin_prefetch(values + d * B * AHEAD + i, 0, 2);
+            }
+            vf k[AZQ_TILES_1 * V];
             for (int i = 0; i < B * V; i++) {
-                acc[r * B * V + i] = v_fma(q, k[i], acc[r * B * V + i]);
+                k[i] = AZQ_ATTEND(key)(keys + i / V * tile_bytes, d, i % V * LANES, scales[i]);
+            }
+            for (int r = 0; r < R; r++) {
+                vf q = v_set(rows[r].query[d]);
+                for (int i = 0; i < B * V; i++) {
+                    acc[r * B * V + i] = v_fma(q, k[i], acc[r * B * V + i]);
+                }
             }
         }
     }
@@ -48,11 +61,11 @@ AZQ_INLINE int64_t AZQ_ATTEND(some)(const azq_attend_row *rows, int R, const azq
 }
 
 /* Positions from .. to - 1 of one row, added to its chains. */
-AZQ_INLINE void AZQ_ATTEND(chain)(const AZQ_KV *values, int64_t dim, int64_t d, int C, int64_t from, int64_t to,
+AZQ_INLINE void AZQ_ATTEND(chain)(const uint8_t *column, int64_t row_bytes, int64_t d, int C, int64_t from, int64_t to,
                                   const float *scores, vf *even, vf *odd) {
     for (int64_t p = from; p < to; p++) {
         for (int c = 0; c < C; c++) {
-            vf v = v_load_kv(values + p * dim + d + c * LANES), s = v_set(scores[p]);
+            vf v = AZQ_ATTEND(value)(column + p * row_bytes, d, c * LANES), s = v_set(scores[p]);
             if (p & 1) {
                 odd[c] = v_fma(s, v, odd[c]);
             } else {
@@ -63,20 +76,22 @@ AZQ_INLINE void AZQ_ATTEND(chain)(const AZQ_KV *values, int64_t dim, int64_t d, 
 }
 
 /* Columns d .. d + C * LANES - 1 of the results of R rows. All rows see positions low .. high - 1 (low even). */
-AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV *values, int64_t dim, int64_t d, int C,
-                                int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
+AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const uint8_t *values, int64_t row_bytes, int64_t d,
+                                int C, int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
     vf even[8], odd[8]; /* R * C at most */
+    const uint8_t *column = values + AZQ_ATTEND(column)(d);
     for (int i = 0; i < R * C; i++) {
         even[i] = odd[i] = V_ZERO;
     }
     for (int r = 0; r < R; r++) {
         int64_t stop = low < rows[r].end ? low : rows[r].end;
-        AZQ_ATTEND(chain)(values, dim, d, C, rows[r].first, stop, scores + r * ld, even + r * C, odd + r * C);
+        AZQ_ATTEND(chain)(column, row_bytes, d, C, rows[r].first, stop, scores + r * ld, even + r * C, odd + r * C);
     }
     int64_t p = low;
-    for (; p + 2 <= high; p += 2) {
+    const uint8_t *at0 = column + low * row_bytes, *at1 = at0 + row_bytes;
+    for (; p + 2 <= high; p += 2, at0 += 2 * row_bytes, at1 += 2 * row_bytes) {
         for (int c = 0; c < C; c++) {
-            vf v0 = v_load_kv(values + p * dim + d + c * LANES), v1 = v_load_kv(values + (p + 1) * dim + d + c * LANES);
+            vf v0 = AZQ_ATTEND(value)(at0, d, c * LANES), v1 = AZQ_ATTEND(value)(at1, d, c * LANES);
             for (int r = 0; r < R; r++) {
                 even[r * C + c] = v_fma(v_set(scores[r * ld + p]), v0, even[r * C + c]);
                 odd[r * C + c] = v_fma(v_set(scores[r * ld + p + 1]), v1, odd[r * C + c]);
@@ -84,7 +99,7 @@ AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV 
         }
     }
     for (int r = 0; r < R; r++) {
-        AZQ_ATTEND(chain)(values, dim, d, C, p, rows[r].end, scores + r * ld, even + r * C, odd + r * C);
+        AZQ_ATTEND(chain)(column, row_bytes, d, C, p, rows[r].end, scores + r * ld, even + r * C, odd + r * C);
         for (int c = 0; c < C; c++) {
             v_store(rows[r].out + d + c * LANES, v_div(v_add(even[r * C + c], odd[r * C + c]), v_set(sums[r])));
         }
@@ -92,11 +107,12 @@ AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const AZQ_KV 
 }
 
 /* Columns that fill no vector. */
-AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *values, int64_t dim, int64_t d,
+AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const uint8_t *values, int64_t row_bytes, int64_t d,
                                     const float *scores, float sum) {
+    const uint8_t *column = values + AZQ_ATTEND(column)(d);
     float chains[2] = {0.0f, 0.0f};
     for (int64_t p = row->first; p < row->end; p++) {
-        chains[p & 1] = fmaf(scores[p], kv_value(values[p * dim + d]), chains[p & 1]);
+        chains[p & 1] = fmaf(scores[p], AZQ_ATTEND(value_one)(column + p * row_bytes, d), chains[p & 1]);
     }
     row->out[d] = (chains[0] + chains[1]) / sum;
 }
@@ -105,8 +121,8 @@ AZQ_INLINE void AZQ_ATTEND(mix_one)(const azq_attend_row *row, const AZQ_KV *val
 AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_attend_head *head, float *scores,
                                   int64_t ld) {
     const int C = R == 1 ? 4 : 2;
-    const AZQ_KV *values = head->values;
-    int64_t dim = head->dim;
+    const uint8_t *values = head->values;
+    int64_t dim = head->dim, row_bytes = AZQ_ATTEND(row_bytes)(dim);
     int B = R == 1 ? AZQ_TILES_1 : AZQ_TILES_4;
     int64_t first = rows[0].first, end = rows[0].end, low = first, high = end;
     for (int r = 1; r < R; r++) {
@@ -143,18 +159,18 @@ AZQ_INLINE void AZQ_ATTEND(group)(const azq_attend_row *rows, int R, const azq_a
     }
     int64_t d = 0;
     for (; d + C * LANES <= dim; d += C * LANES) {
-        AZQ_ATTEND(mix)(rows, R, values, dim, d, C, low, high, scores, ld, sums);
+        AZQ_ATTEND(mix)(rows, R, values, row_bytes, d, C, low, high, scores, ld, sums);
     }
     if (C == 4 && d + 2 * LANES <= dim) {
-        AZQ_ATTEND(mix)(rows, R, values, dim, d, 2, low, high, scores, ld, sums);
+        AZQ_ATTEND(mix)(rows, R, values, row_bytes, d, 2, low, high, scores, ld, sums);
         d += 2 * LANES;
     }
     for (; d + LANES <= dim; d += LANES) {
-        AZQ_ATTEND(mix)(rows, R, values, dim, d, 1, low, high, scores, ld, sums);
+        AZQ_ATTEND(mix)(rows, R, values, row_bytes, d, 1, low, high, scores, ld, sums);
     }
     for (; d < dim; d++) {
         for (int r = 0; r < R; r++) {
-            AZQ_ATTEND(mix_one)(&rows[r], values, dim, d, scores + r * ld, sums[r]);
+            AZQ_ATTEND(mix_one)(&rows[r], values, row_bytes, d, scores + r * ld, sums[r]);
         }
     }
 }
@@ -170,7 +186,4 @@ static void AZQ_ATTEND(rows)(const azq_attend_row *rows, int64_t n_rows, const a
     }
 }
 
-#undef AZQ_KV
 #undef AZQ_ATTEND
-#undef v_load_kv
-#undef kv_value

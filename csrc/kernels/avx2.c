@@ -40,6 +40,8 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 }
 #define v_below(x, limit, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, limit, _CMP_LT_OQ))
 #define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define v_set_f16(h) _mm256_cvtph_ps(_mm_set1_epi16((short)(h)))
+#define v_load_i8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
 #include "exp.h"

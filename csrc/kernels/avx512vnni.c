@@ -37,6 +37,8 @@ typedef __m512 vf;
 #define v_scale(p, n) _mm512_scalef_ps(p, n)
 #define v_below(x, limit, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes)
 #define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define v_set_f16(h) _mm512_cvtph_ps(_mm256_set1_epi16((short)(h)))
+#define v_load_i8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4
 #include "exp.h"

@@ -27,6 +27,8 @@ static inline float v_scale(float p, float n) {
 }
 #define v_below(x, limit, yes, no) ((x) < (limit) ? (yes) : (no))
 #define v_load_f16(p) azq_f16_to_f32(*(p))
+#define v_set_f16(h) azq_f16_to_f32(h)
+#define v_load_i8(p) ((float)*(const int8_t *)(p))
 #define AZQ_TILES_1 1
 #define AZQ_TILES_4 1
 #include "exp.h"

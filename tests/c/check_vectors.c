@@ -173,6 +173,83 @@ static void check_attend(random_state *r, int64_t n, azq_attend_fn *attend, azq_
     numbers_free(&c.values);
 }
 
+/* A q8_0 cache's number at dimension d of a position, and the block it stands in. */
+static float q8_0_number(uint8_t *keys, uint8_t *values, int64_t row_bytes, int64_t position, int64_t d, int is_key,
+                         int spoiled) {
+    int64_t block = d / AZQ_QK8_0, i = d % AZQ_QK8_0, lane = position % 16;
+    uint8_t *tile = keys + position / 16 * 16 * row_bytes + block * 16 * (int64_t)sizeof(azq_block_q8_0);
+    azq_block_q8_0 *value = (azq_block_q8_0 *)(void *)(values + position * row_bytes) + block;
+    uint16_t *scale = is_key ? (uint16_t *)(void *)tile + lane : &value->d;
+    if (spoiled) {
+        *scale = 0x7e00;
+    }
+    int8_t q = is_key ? (int8_t)tile[32 + i * 16 + lane] : value->qs[i];
+    return azq_f16_to_f32(*scale) * (float)q;
+}
+
+/* attend_q8_0 against the definition of attend_f32 over the dequantized cache: the same bits. */
+static void check_attend_q8_0(random_state *r, int64_t n, const azq_kernel_slots *slots) {
+    static const int64_t dims[] = {1, 8, 24, 32, 48, 64, 80, 100, 128};
+    int64_t dim = dims[random_below(r, 9)], n_rows = 1 + random_below(r, MAX_ROWS);
+    int64_t room = (n + 15) / 16 * 16, row_bytes = (dim + 31) / 32 * (int64_t)sizeof(azq_block_q8_0);
+    azq_attend_row rows[MAX_ROWS];
+    int64_t first = choose_ranges(r, rows, n_rows, n);
+    uint8_t *keys = input_new(room * row_bytes, 1, 0), *values = input_new(n * row_bytes, 1, 0);
+    for (int64_t i = 0; i < room * row_bytes; i++) {
+        keys[i] = (uint8_t)random_below(r, 256);
+    }
+    for (int64_t i = 0; i < n * row_bytes; i++) {
+        values[i] = (uint8_t)random_below(r, 256);
+    }
+    for (int64_t p = 0; p < room; p++) { /* ordinary scales */
+        for (int64_t b = 0; b < (dim + 31) / 32; b++) {
+            uint16_t *key = (uint16_t *)(void *)(keys + p / 16 * 16 * row_bytes + b * 544) + p % 16;
+            *key = azq_f32_to_f16((random_float(r) + 1.5f) / 100.0f);
+            if (p < n) {
+                ((azq_block_q8_0 *)(void *)(values + p * row_bytes))[b].d = azq_f32_to_f16(random_float(r) / 100.0f);
+            }
+        }
+    }
+    float *exact_keys = input_new(room * dim, sizeof(float), 0), *exact_values = input_new(n * dim, sizeof(float), 0);
+    for (int64_t p = 0; p < room; p++) {
+        for (int64_t d = 0; d < dim; d++) {
+            int spoiled = p < first || p >= n;
+            exact_keys[(p / 16 * dim + d) * 16 + p % 16] = q8_0_number(keys, values, row_bytes, p, d, 1, spoiled);
+            if (p < n) {
+                exact_values[p * dim + d] = q8_0_number(keys, values, row_bytes, p, d, 0, spoiled);
+            }
+        }
+    }
+    numbers queries = numbers_new(r, n_rows * dim, 0, 1.0f);
+    guarded scores = guarded_new((size_t)(4 * room) * sizeof(float), 0);
+    guarded got = guarded_new((size_t)(n_rows * dim) * sizeof(float), (size_t)(4 * random_below(r, 16)));
+    guarded defined = guarded_new(got.bytes, 0);
+    azq_attend_head head = {exact_keys, exact_values, dim, 1.0f / sqrtf((float)dim), random_below(r, 3) ? 0.0f : 2.0f};
+    for (int64_t i = 0; i < n_rows; i++) {
+        rows[i].query = (float *)queries.data + i * dim;
+        rows[i].out = (float *)(void *)defined.data + i * dim;
+    }
+    definition()->attend_f32(rows, n_rows, &head, (float *)(void *)scores.data, room);
+    head.keys = keys;
+    head.values = values;
+    for (int64_t i = 0; i < n_rows; i++) {
+        rows[i].out = (float *)(void *)got.data + i * dim;
+    }
+    slots->attend_q8_0(rows, n_rows, &head, (float *)(void *)scores.data, room);
+    expect(memcmp(got.data, defined.data, got.bytes) == 0, "attend (q8_0), n %d, dim %d, %d rows: other bits", (int)n,
+           (int)dim, (int)n_rows);
+    expect(guarded_intact(&got) && guarded_intact(&scores), "attend (q8_0), n %d, dim %d: wrote outside", (int)n,
+           (int)dim);
+    guarded_free(&scores);
+    guarded_free(&got);
+    guarded_free(&defined);
+    numbers_free(&queries);
+    input_free(keys, 1, 0);
+    input_free(values, 1, 0);
+    input_free(exact_keys, sizeof(float), 0);
+    input_free(exact_values, sizeof(float), 0);
+}
+
 /* ---- norms, softmax, activations ----------------------------------------------------------------- */
 
 /* layer_norm with and without bias, rms_norm (kind 2). */
@@ -320,6 +397,7 @@ void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     group_end()
     GROUP("attend_f32", attend_f32, check_attend(&r, n, slots->attend_f32, scalar->attend_f32, 0));
     GROUP("attend_f16", attend_f16, check_attend(&r, n, slots->attend_f16, scalar->attend_f16, 1));
+    GROUP("attend_q8_0", attend_q8_0, check_attend_q8_0(&r, n, slots));
     GROUP("layer_norm", layer_norm, check_norm(&r, slots, n, i / LENGTHS % 2));
     GROUP("rms_norm", rms_norm, check_norm(&r, slots, n, 2));
     GROUP("softmax", softmax, check_softmax(&r, slots, n));
