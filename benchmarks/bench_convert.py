@@ -6,7 +6,8 @@ Rows of one group are ratios of one run. Each row is what a user waits for: a pr
 folder in safetensors to the file on the disk. ``library`` is the call alone, in a process that has imported
 azquant. llama.cpp's rows are left out where AZQUANT_LLAMA_CPP does not say where it is; its converter needs
 torch. It gets two helps without which it refuses such a model: the key ``n_ctx``, and a name for the
-pre-tokenizer, whose hash it does not know. Files are in the page cache for all.
+pre-tokenizer, whose hash it does not know. Files are in the page cache for all, and every program's modules
+are compiled, as pip leaves them (a warm-up round does it, whatever PYTHONDONTWRITEBYTECODE says).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,15 @@ def _block(width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint, named by its size."""
     return write_gpt2(tmp_path_factory.mktemp("gpt2") / request.param, *SIZES[request.param])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs keep the bytecode that they make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        yield
 
 
 def _run(*command: str | Path) -> None:

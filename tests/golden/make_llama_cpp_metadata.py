@@ -51,7 +51,7 @@ def described(path: Path) -> dict[str, list[object]]:
 
 
 def main() -> None:
-    result: dict[str, object] = {}
+    result: dict[str, dict[str, list[object]]] = {}
     for name, (write, pre) in CASES.items():
         with tempfile.TemporaryDirectory() as root:
             folder, out = write(Path(root)), Path(root) / "out.gguf"
@@ -60,8 +60,15 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr}")
             result[name] = described(out)
-    lines = json.dumps(result, indent=1, sort_keys=True, ensure_ascii=False)
-    (HERE / "llama_cpp_metadata.json").write_text(lines + "\n", encoding="utf-8")
+    tables = (f" {json.dumps(name)}: {{\n{_lines(keys)}\n }}" for name, keys in result.items())
+    text = "{\n" + ",\n".join(tables) + "\n}\n"
+    (HERE / "llama_cpp_metadata.json").write_text(text, encoding="utf-8")
+
+
+def _lines(table: dict[str, list[object]]) -> str:
+    return ",\n".join(
+        f"  {json.dumps(key)}: {json.dumps(table[key], ensure_ascii=False)}" for key in sorted(table)
+    )
 
 
 if __name__ == "__main__":
