@@ -21,7 +21,7 @@ GGUF := $(OUT)/az-llm-tiny-q4_0.gguf
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test build lint check-c fuzz bench peers bench-peers bench-model dist clean distclean
+.PHONY: help demo test build lint check-c aarch64 wheel-aarch64 fuzz bench peers bench-peers bench-model dist clean distclean
 
 # Stamps of an environment that no longer works (half made, or its interpreter is gone) count for nothing.
 ifneq ($(shell $(BIN)/python -c 'import pip, sys; print(sys.version_info >= (3, 10))' 2>/dev/null),True)
@@ -35,6 +35,7 @@ help:
 	@echo "make build    install azquant into $(VENV) and no more"
 	@echo "make lint     ruff and mypy only"
 	@echo "make check-c  the C kernels by themselves, also under the address and thread sanitizers"
+	@echo "make aarch64  the same cross-compiled for ARM and run by qemu; make wheel-aarch64: a wheel for ARM"
 	@echo "make fuzz     mutated GGUF files for FUZZ_SECONDS"
 	@echo "make bench    benchmarks; make peers, then make bench-peers and bench-model: against llama.cpp and others"
 	@echo "make dist     source archive and wheel in dist/"
@@ -111,6 +112,10 @@ test: lint
 check-c:
 	$(MAKE) -C tests/c check asan tsan
 
+# Debian and Ubuntu: apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+aarch64:
+	$(MAKE) -C tests/c aarch64
+
 fuzz: build
 	$(BIN)/python tests/fuzz/fuzz_gguf.py --seconds $(FUZZ_SECONDS)
 
@@ -134,6 +139,18 @@ dist: $(VENV)/.installed-text
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build
 	rm -rf build dist
 	$(BIN)/python -m build
+
+# A wheel for 64-bit ARM Linux from another machine: the stable ABI needs no Python of that kind, and the tag names
+# the cross compiler's C library (Debian 12's). What is published cibuildwheel makes, see pyproject.toml.
+AARCH64_CC ?= aarch64-linux-gnu-gcc
+AARCH64_TAG ?= manylinux_2_36_aarch64
+wheel-aarch64: $(VENV)/.installed-text
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build
+	rm -rf build
+	CC="$(AARCH64_CC)" LDSHARED="$(AARCH64_CC) -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 \
+	  $(BIN)/python -m build --wheel -C--build-option=--plat-name=$(AARCH64_TAG)
+	$(BIN)/python -m zipfile --list dist/azquant-*$(AARCH64_TAG).whl | grep -q '_azquant\..*so' || { \
+	  echo "the kernels did not compile with $(AARCH64_CC)" >&2; false; }
 
 clean:
 	rm -rf build dist $(OUT) tests/c/build *.egg-info azquant/_azquant.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
