@@ -20,7 +20,6 @@
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "vec_types.h"
-#include "vec.h"
 
 typedef __m256 vf;
 #define LANES 8
@@ -44,6 +43,7 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
 #include "exp.h"
+#include "vec.h"
 #include "attend_types.h"
 
 AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }

@@ -20,7 +20,6 @@
 AZQ_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")
 
 #include "vec_types.h"
-#include "vec.h"
 
 typedef __m512 vf;
 #define LANES 16
@@ -41,6 +40,7 @@ typedef __m512 vf;
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4
 #include "exp.h"
+#include "vec.h"
 #include "attend_types.h"
 
 /* ---- blocks ---------------------------------------------------------------------------------------- */

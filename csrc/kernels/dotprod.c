@@ -18,10 +18,10 @@ AZQ_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 
 /* dots += low * dword `first` and high * dword `second` of sixteen activations. Lanes are immediates, so that
  * what would be a loop over lines is written out. */
-#define AZQ_SDOT_PAIR(low, high, first, second)                                                   \
-    for (int r = 0; r < R; r++) {                                                                 \
-        dots[r * V + v] = vdotq_laneq_s32(dots[r * V + v], low, a[r], first);                     \
-        dots[r * V + v] = vdotq_laneq_s32(dots[r * V + v], high, a[r], second);                   \
+#define AZQ_SDOT_PAIR(low, high, first, second)                                 \
+    for (int r = 0; r < R; r++) {                                               \
+        dots[r * V + v] = vdotq_laneq_s32(dots[r * V + v], low, a[r], first);   \
+        dots[r * V + v] = vdotq_laneq_s32(dots[r * V + v], high, a[r], second); \
     }
 
 /* Activations of operands 4 * half .. 4 * half + 3. */
@@ -36,7 +36,7 @@ AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const int32_t *star
     (void)head;
     const uint8x16_t mask = vdupq_n_u8(15);
     for (int i = 0; i < R * V; i++) {
-        dots[i] = vdupq_n_s32(start[i / V * start_stride]);
+        dots[i] = vdupq_n_s32(AZQ_MAGIC + start[i / V * start_stride]);
     }
     for (int half = 0; half < 2; half++) {
         int8x16_t a[4];
@@ -58,7 +58,7 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *star
     (void)start;
     (void)start_stride;
     for (int i = 0; i < R * V; i++) {
-        dots[i] = vdupq_n_s32(0);
+        dots[i] = vdupq_n_s32(AZQ_MAGIC);
     }
     for (int half = 0; half < 2; half++) {
         int8x16_t a[4];
@@ -73,28 +73,34 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *star
     }
 }
 
-AZQ_INLINE void dots_q6_k(const int8_t *q, int64_t q_stride, const int32_t *start, int64_t start_stride,
-                          const uint8_t *head, const uint8_t *lines, int at, int R, int V, int32x4_t *isums) {
-    for (int half = 0; half < 2; half++) {
-        int8x16_t a[4];
-        int32x4_t dots[8];
-        load_rows(q, q_stride, half, R, a);
-        for (int v = 0; v < V; v++) {
-            for (int r = 0; r < R; r++) {
-                dots[r * V + v] = vdupq_n_s32(-32 * start[r * start_stride + half]);
-            }
-            int8x16_t low0, high0, low1, high1;
-            operands_q6_k(lines + 16 * (at + v), 2 * half, &low0, &high0);
-            operands_q6_k(lines + 16 * (at + v), 2 * half + 1, &low1, &high1);
-            AZQ_SDOT_PAIR(low0, high0, 0, 1)
-            AZQ_SDOT_PAIR(low1, high1, 2, 3)
-            int32x4_t scale = load_scales_q6_k(head + 32 + 16 * half + 4 * (at + v));
-            for (int r = 0; r < R; r++) {
-                int i = r * V + v;
-                isums[i] = half ? vmlaq_s32(isums[i], dots[i], scale) : vmulq_s32(dots[i], scale);
-            }
+AZQ_INLINE void half_q6_k(const int8_t *q, int64_t q_stride, const int32_t *start, int64_t start_stride,
+                          const uint8_t *head, const uint8_t *lines, int half, int at, int R, int V, int32x4_t *isums) {
+    int8x16_t a[4];
+    int32x4_t dots[8];
+    load_rows(q, q_stride, half, R, a);
+    for (int v = 0; v < V; v++) {
+        for (int r = 0; r < R; r++) {
+            dots[r * V + v] = vdupq_n_s32(-32 * start[r * start_stride + half]);
+        }
+        int8x16_t low0, high0, low1, high1;
+        operands_q6_k(lines + 16 * (at + v), 2 * half, &low0, &high0);
+        operands_q6_k(lines + 16 * (at + v), 2 * half + 1, &low1, &high1);
+        AZQ_SDOT_PAIR(low0, high0, 0, 1)
+        AZQ_SDOT_PAIR(low1, high1, 2, 3)
+    }
+    for (int v = 0; v < V; v++) {
+        int32x4_t scale = load_scales_q6_k(head + 32 + 16 * half + 4 * (at + v));
+        for (int r = 0; r < R; r++) {
+            int i = r * V + v;
+            isums[i] = half ? vmlaq_s32(isums[i], dots[i], scale) : vmulq_s32(dots[i], scale);
         }
     }
+}
+
+AZQ_INLINE void dots_q6_k(const int8_t *q, int64_t q_stride, const int32_t *start, int64_t start_stride,
+                          const uint8_t *head, const uint8_t *lines, int at, int R, int V, int32x4_t *isums) {
+    half_q6_k(q, q_stride, start, start_stride, head, lines, 0, at, R, V, isums);
+    half_q6_k(q, q_stride, start, start_stride, head, lines, 1, at, R, V, isums);
 }
 
 AZQ_GEMM_128_TILE(q4_0, 32, 256, sum8, 1)
@@ -102,23 +108,23 @@ AZQ_GEMM_128_TILE(q8_0, 32, 512, sum8, 1)
 AZQ_GEMM_128_TILE(q6_k, 64, 384, sum16, 2)
 
 /* Four rows by half a panel fill the registers as one row by a whole one does. */
-#define AZQ_GEMM_DOTPROD(type)                                                                              \
-    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels,          \
-                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {                 \
-        for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {                     \
-            int64_t r = 0;                                                                                  \
-            for (; r + 4 <= rows; r += 4) {                                                                 \
-                gemm_##type##_tile(act, row0 + r, 4, 2, panels, 0, c + r * ldc, ldc);                       \
-                gemm_##type##_tile(act, row0 + r, 4, 2, panels, 2, c + r * ldc, ldc);                       \
-            }                                                                                               \
-            if (r + 2 <= rows) {                                                                            \
-                gemm_##type##_tile(act, row0 + r, 2, 4, panels, 0, c + r * ldc, ldc);                       \
-                r += 2;                                                                                     \
-            }                                                                                               \
-            if (r < rows) {                                                                                 \
-                gemm_##type##_tile(act, row0 + r, 1, 4, panels, 0, c + r * ldc, ldc);                       \
-            }                                                                                               \
-        }                                                                                                   \
+#define AZQ_GEMM_DOTPROD(type)                                                                     \
+    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, \
+                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {        \
+        for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {            \
+            int64_t r = 0;                                                                         \
+            for (; r + 4 <= rows; r += 4) {                                                        \
+                gemm_##type##_tile(act, row0 + r, 4, 2, panels, 0, c + r * ldc, ldc);              \
+                gemm_##type##_tile(act, row0 + r, 4, 2, panels, 2, c + r * ldc, ldc);              \
+            }                                                                                      \
+            if (r + 2 <= rows) {                                                                   \
+                gemm_##type##_tile(act, row0 + r, 2, 4, panels, 0, c + r * ldc, ldc);              \
+                r += 2;                                                                            \
+            }                                                                                      \
+            if (r < rows) {                                                                        \
+                gemm_##type##_tile(act, row0 + r, 1, 4, panels, 0, c + r * ldc, ldc);              \
+            }                                                                                      \
+        }                                                                                          \
     }
 AZQ_GEMM_DOTPROD(q4_0)
 AZQ_GEMM_DOTPROD(q8_0)

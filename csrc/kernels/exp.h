@@ -8,6 +8,8 @@
  *
  * Every step is an exactly rounded operation on one element, so all ISAs give the same bits; sums use 16
  * lanes (element i in lane i % 16), folded 16 -> 8 -> 4 -> 2 -> 1. */
+#include <math.h>
+#include <string.h>
 
 /* e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and a polynomial of degree 6 for e^r (coefficients:
  * Cephes expf). Within 2 units in the last place for -86 <= x <= 88; beyond, the value at the border. NaN

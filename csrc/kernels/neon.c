@@ -16,7 +16,6 @@
 #include "../cpu.h"
 
 #include "vec_types.h"
-#include "vec.h"
 
 typedef float32x4_t vf;
 #define LANES 4
@@ -42,6 +41,7 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 #include "gemm_128.h"
 
 #include "exp.h"
+#include "vec.h"
 #include "attend_types.h"
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
@@ -122,7 +122,7 @@ AZQ_INLINE void dots_q4_0(const int8_t *q, int64_t q_stride, const int32_t *star
         }
     }
     for (int i = 0; i < R * V; i++) {
-        dots[i] = vaddq_s32(columns(sums[i]), vdupq_n_s32(start[i / V * start_stride]));
+        dots[i] = vaddq_s32(columns(sums[i]), vdupq_n_s32(AZQ_MAGIC + start[i / V * start_stride]));
     }
 }
 
@@ -148,55 +148,59 @@ AZQ_INLINE void dots_q8_0(const int8_t *q, int64_t q_stride, const int32_t *star
         }
     }
     for (int i = 0; i < R * V; i++) {
-        dots[i] = vpaddq_s32(low[i], high[i]);
+        dots[i] = vaddq_s32(vpaddq_s32(low[i], high[i]), vdupq_n_s32(AZQ_MAGIC));
+    }
+}
+
+AZQ_INLINE void half_q6_k(const int8_t *q, int64_t q_stride, const int32_t *start, int64_t start_stride,
+                          const uint8_t *head, const uint8_t *lines, int half, int at, int R, int V, int32x4_t *isums) {
+    products sums[8];
+    for (int i = 0; i < R * V; i++) {
+        sums[i] = (products){vdupq_n_s16(0), vdupq_n_s16(0)};
+    }
+    for (int i = 2 * half; i < 2 * half + 2; i++) {
+        for (int v = 0; v < V; v++) {
+            int8x16_t low, high;
+            operands_q6_k(lines + 16 * (at + v), i, &low, &high);
+            for (int r = 0; r < R; r++) {
+                const int8_t *a = q + r * q_stride + 8 * i;
+                products s = add_products(sums[r * V + v], low, broadcast4(a));
+                sums[r * V + v] = add_products(s, high, broadcast4(a + 4));
+            }
+        }
+    }
+    for (int v = 0; v < V; v++) {
+        int32x4_t scale = load_scales_q6_k(head + 32 + 16 * half + 4 * (at + v));
+        for (int r = 0; r < R; r++) {
+            int32x4_t dot = vaddq_s32(columns(sums[r * V + v]), vdupq_n_s32(-32 * start[r * start_stride + half]));
+            isums[r * V + v] = half ? vmlaq_s32(isums[r * V + v], dot, scale) : vmulq_s32(dot, scale);
+        }
     }
 }
 
 AZQ_INLINE void dots_q6_k(const int8_t *q, int64_t q_stride, const int32_t *start, int64_t start_stride,
                           const uint8_t *head, const uint8_t *lines, int at, int R, int V, int32x4_t *isums) {
-    for (int half = 0; half < 2; half++) {
-        products sums[8];
-        for (int i = 0; i < R * V; i++) {
-            sums[i] = (products){vdupq_n_s16(0), vdupq_n_s16(0)};
-        }
-        for (int i = 2 * half; i < 2 * half + 2; i++) {
-            for (int v = 0; v < V; v++) {
-                int8x16_t low, high;
-                operands_q6_k(lines + 16 * (at + v), i, &low, &high);
-                for (int r = 0; r < R; r++) {
-                    const int8_t *a = q + r * q_stride + 8 * i;
-                    products s = add_products(sums[r * V + v], low, broadcast4(a));
-                    sums[r * V + v] = add_products(s, high, broadcast4(a + 4));
-                }
-            }
-        }
-        for (int v = 0; v < V; v++) {
-            int32x4_t scale = load_scales_q6_k(head + 32 + 16 * half + 4 * (at + v));
-            for (int r = 0; r < R; r++) {
-                int32x4_t dot = vaddq_s32(columns(sums[r * V + v]), vdupq_n_s32(-32 * start[r * start_stride + half]));
-                isums[r * V + v] = half ? vmlaq_s32(isums[r * V + v], dot, scale) : vmulq_s32(dot, scale);
-            }
-        }
-    }
+    half_q6_k(q, q_stride, start, start_stride, head, lines, 0, at, R, V, isums);
+    half_q6_k(q, q_stride, start, start_stride, head, lines, 1, at, R, V, isums);
 }
 
 AZQ_GEMM_128_TILE(q4_0, 32, 256, sum8, 1)
 AZQ_GEMM_128_TILE(q8_0, 32, 512, sum8, 1)
 AZQ_GEMM_128_TILE(q6_k, 64, 384, sum16, 2)
 
-#define AZQ_GEMM_NEON(type)                                                                                 \
-    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels,          \
-                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {                 \
-        for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {                     \
-            int64_t r = 0;                                                                                  \
-            for (; r + 2 <= rows; r += 2) {                                                                 \
-                gemm_##type##_tile(act, row0 + r, 2, 2, panels, 0, c + r * ldc, ldc);                       \
-                gemm_##type##_tile(act, row0 + r, 2, 2, panels, 2, c + r * ldc, ldc);                       \
-            }                                                                                               \
-            if (r < rows) {                                                                                 \
-                gemm_##type##_tile(act, row0 + r, 1, 4, panels, 0, c + r * ldc, ldc);                       \
-            }                                                                                               \
-        }                                                                                                   \
+#define AZQ_GEMM_NEON(type)                                                                        \
+    static void gemm_##type(const azq_act *act, int64_t row0, int64_t rows, const uint8_t *panels, \
+                            int64_t panel_bytes, int64_t n_panels, float *c, int64_t ldc) {        \
+        for (int64_t p = 0; p < n_panels; p++, panels += panel_bytes, c += AZQ_PANEL) {            \
+            int64_t r = 0;                                                                         \
+            for (; r + 2 <= rows; r += 2) {                                                        \
+                gemm_##type##_tile(act, row0 + r, 2, 2, panels, 0, c + r * ldc, ldc);              \
+                gemm_##type##_tile(act, row0 + r, 2, 2, panels, 2, c + r * ldc, ldc);              \
+            }                                                                                      \
+            if (r < rows) {                                                                        \
+                gemm_##type##_tile(act, row0 + r, 1, 4, panels, 0, c + r * ldc, ldc);              \
+            }                                                                                      \
+        }                                                                                          \
     }
 AZQ_GEMM_NEON(q4_0)
 AZQ_GEMM_NEON(q8_0)

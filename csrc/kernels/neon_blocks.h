@@ -153,13 +153,13 @@ static void dequantize_q8_0(const void *blocks, float *y, int64_t k) {
 }
 
 /* Run s of a half (its weights 32 s .. 32 s + 31): nibbles `low`, high bits 2 s of qh, scales 2 s and 2 s + 1. */
-#define AZQ_Q6_K_RUN(s, shift_low)                                                                          \
-    for (int g = 0; g < 2; g++) {                                                                           \
-        uint8x16_t low = vld1q_u8(ql + 32 * ((s) % 2) + 16 * g), high = vld1q_u8(qh + 16 * g);              \
-        uint8x16_t two = vandq_u8(vshlq_u8(high, vdupq_n_s8(-2 * (s))), vdupq_n_u8(3));                     \
-        low = (shift_low) ? vshrq_n_u8(low, 4) : low;                                                       \
-        uint8x16_t q = vandq_u8(vsliq_n_u8(low, two, 4), vdupq_n_u8(63));                                   \
-        store_scaled(y + 32 * (s) + 16 * g, minus(q, 32), d * (float)scales[2 * (s) + g]);                  \
+#define AZQ_Q6_K_RUN(s, shift_low)                                                             \
+    for (int g = 0; g < 2; g++) {                                                              \
+        uint8x16_t low = vld1q_u8(ql + 32 * ((s) % 2) + 16 * g), high = vld1q_u8(qh + 16 * g); \
+        uint8x16_t two = vandq_u8(vshlq_u8(high, vdupq_n_s8(-2 * (s))), vdupq_n_u8(3));        \
+        low = (shift_low) ? vshrq_n_u8(low, 4) : low;                                          \
+        uint8x16_t q = vandq_u8(vsliq_n_u8(low, two, 4), vdupq_n_u8(63));                      \
+        store_scaled(y + 32 * (s) + 16 * g, minus(q, 32), d * (float)scales[2 * (s) + g]);     \
     }
 
 static void dequantize_q6_k(const void *blocks, float *y, int64_t k) {
@@ -202,14 +202,14 @@ static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
     }
 }
 
-#define AZQ_BLOCK_SLOTS                                                                        \
-    .quantize_row = {[AZQ_TYPE_F16] = quantize_f16,                                            \
-                     [AZQ_TYPE_BF16] = quantize_bf16,                                          \
-                     [AZQ_TYPE_Q4_0] = quantize_q4_0,                                          \
-                     [AZQ_TYPE_Q8_0] = quantize_q8_0},                                         \
-    .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,                                        \
-                       [AZQ_TYPE_BF16] = dequantize_bf16,                                      \
-                       [AZQ_TYPE_Q4_0] = dequantize_q4_0,                                      \
-                       [AZQ_TYPE_Q6_K] = dequantize_q6_k,                                      \
-                       [AZQ_TYPE_Q8_0] = dequantize_q8_0},                                     \
+#define AZQ_BLOCK_SLOTS                                    \
+    .quantize_row = {[AZQ_TYPE_F16] = quantize_f16,        \
+                     [AZQ_TYPE_BF16] = quantize_bf16,      \
+                     [AZQ_TYPE_Q4_0] = quantize_q4_0,      \
+                     [AZQ_TYPE_Q8_0] = quantize_q8_0},     \
+    .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,    \
+                       [AZQ_TYPE_BF16] = dequantize_bf16,  \
+                       [AZQ_TYPE_Q4_0] = dequantize_q4_0,  \
+                       [AZQ_TYPE_Q6_K] = dequantize_q6_k,  \
+                       [AZQ_TYPE_Q8_0] = dequantize_q8_0}, \
     .find_bad = find_bad

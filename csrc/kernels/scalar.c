@@ -8,7 +8,6 @@
 #include "rounding.h"
 
 #include "vec_types.h"
-#include "vec.h"
 
 typedef float vf;
 #define LANES 1
@@ -31,6 +30,7 @@ static inline float v_scale(float p, float n) {
 #define AZQ_TILES_1 1
 #define AZQ_TILES_4 1
 #include "exp.h"
+#include "vec.h"
 #include "attend_types.h"
 
 /* ---- quantize: the ggml reference, bit by bit --------------------------------------------------- */

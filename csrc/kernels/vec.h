@@ -1,86 +1,78 @@
-/* Dot products and norms in fp32, written once over 8-lane vectors and compiled by every ISA file inside its
- * target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
+/* Dot products and norms in fp32, written once over the vectors that exp.h describes and compiled by every ISA file,
+ * after exp.h, inside its target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same
+ * bits.
  *
- * Sums use 16 lanes (acc[0], acc[1]); a tail shorter than 16 is padded
- * with zeros, which leaves the lanes' sums as they are. */
-#include <math.h>
-#include <string.h>
-#include "vec_types.h"
+ * Sums use 16 lanes; a tail shorter than 16 is padded with zeros, which leaves the lanes' sums as they are. */
 
-static inline __attribute__((always_inline)) float sum_lanes(v8 low, v8 high) {
-    v8 s = low + high;
-    float a[8];
-    store8(a, s);
-    float b0 = a[0] + a[4], b1 = a[1] + a[5], b2 = a[2] + a[6], b3 = a[3] + a[7];
-    return (b0 + b2) + (b1 + b3);
+enum { VECTORS = 16 / LANES };
+
+AZQ_INLINE float sum_vectors(const vf *sums) {
+    float lanes[16];
+    for (int v = 0; v < VECTORS; v++) {
+        v_store(lanes + v * LANES, sums[v]);
+    }
+    return fold_lanes(lanes);
 }
 
-/* The last n < 16 elements, zero-padded. */
-static inline __attribute__((always_inline)) void load_tail(const float *x, int64_t n, v8 out[2]) {
-    float pad[16] = {0};
-    memcpy(pad, x, (size_t)n * sizeof *x);
-    out[0] = load8(pad);
-    out[1] = load8(pad + 8);
+/* Sixteen products of x with four rows of w, added to sums[4 * v + row]. */
+AZQ_INLINE void add_dot4(const float *x, const float *w0, const float *w1, const float *w2, const float *w3, vf *sums) {
+    for (int v = 0; v < VECTORS; v++) {
+        vf xv = v_load(x + v * LANES);
+        sums[v] = v_add(sums[v], v_mul(xv, v_load(w0 + v * LANES)));
+        sums[VECTORS + v] = v_add(sums[VECTORS + v], v_mul(xv, v_load(w1 + v * LANES)));
+        sums[2 * VECTORS + v] = v_add(sums[2 * VECTORS + v], v_mul(xv, v_load(w2 + v * LANES)));
+        sums[3 * VECTORS + v] = v_add(sums[3 * VECTORS + v], v_mul(xv, v_load(w3 + v * LANES)));
+    }
 }
 
 /* Dot products of x with four rows of w at once. */
 static void dot4_f32(const float *x, const float *w, int64_t ldw, int64_t k, float *out) {
     const float *w0 = w, *w1 = w + ldw, *w2 = w + 2 * ldw, *w3 = w + 3 * ldw;
-    v8 a00 = zero8(), a01 = zero8(), a10 = zero8(), a11 = zero8();
-    v8 a20 = zero8(), a21 = zero8(), a30 = zero8(), a31 = zero8();
+    vf sums[4 * VECTORS];
+    for (int i = 0; i < 4 * VECTORS; i++) {
+        sums[i] = V_ZERO;
+    }
     int64_t i = 0;
     for (; i + 16 <= k; i += 16) {
-        v8 x0 = load8(x + i), x1 = load8(x + i + 8);
-        a00 += x0 * load8(w0 + i);
-        a01 += x1 * load8(w0 + i + 8);
-        a10 += x0 * load8(w1 + i);
-        a11 += x1 * load8(w1 + i + 8);
-        a20 += x0 * load8(w2 + i);
-        a21 += x1 * load8(w2 + i + 8);
-        a30 += x0 * load8(w3 + i);
-        a31 += x1 * load8(w3 + i + 8);
+        add_dot4(x + i, w0 + i, w1 + i, w2 + i, w3 + i, sums);
     }
     if (i < k) {
-        v8 xt[2], wt[2];
-        load_tail(x + i, k - i, xt);
-        load_tail(w0 + i, k - i, wt);
-        a00 += xt[0] * wt[0];
-        a01 += xt[1] * wt[1];
-        load_tail(w1 + i, k - i, wt);
-        a10 += xt[0] * wt[0];
-        a11 += xt[1] * wt[1];
-        load_tail(w2 + i, k - i, wt);
-        a20 += xt[0] * wt[0];
-        a21 += xt[1] * wt[1];
-        load_tail(w3 + i, k - i, wt);
-        a30 += xt[0] * wt[0];
-        a31 += xt[1] * wt[1];
+        float tail[5][16] = {{0}};
+        const float *rows[5] = {x, w0, w1, w2, w3};
+        for (int r = 0; r < 5; r++) {
+            memcpy(tail[r], rows[r] + i, (size_t)(k - i) * sizeof *x);
+        }
+        add_dot4(tail[0], tail[1], tail[2], tail[3], tail[4], sums);
     }
-    out[0] = sum_lanes(a00, a01);
-    out[1] = sum_lanes(a10, a11);
-    out[2] = sum_lanes(a20, a21);
-    out[3] = sum_lanes(a30, a31);
+    for (int row = 0; row < 4; row++) {
+        out[row] = sum_vectors(sums + row * VECTORS);
+    }
 }
 
 /* Sum of (x - shift), or of its square. */
-static inline __attribute__((always_inline)) float sum_shifted(const float *x, float shift, int64_t n, int square) {
-    v8 s = set8(shift), acc0 = zero8(), acc1 = zero8();
+AZQ_INLINE float sum_shifted(const float *x, float shift, int64_t n, int square) {
+    vf s = v_set(shift), sums[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
+        sums[v] = V_ZERO;
+    }
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        v8 d0 = load8(x + i) - s, d1 = load8(x + i + 8) - s;
-        acc0 += square ? d0 * d0 : d0;
-        acc1 += square ? d1 * d1 : d1;
+        for (int v = 0; v < VECTORS; v++) {
+            vf d = v_sub(v_load(x + i + v * LANES), s);
+            sums[v] = v_add(sums[v], square ? v_mul(d, d) : d);
+        }
     }
     if (i < n) {
         float pad[16];
         for (int j = 0; j < 16; j++) {
             pad[j] = i + j < n ? x[i + j] : shift; /* shift - shift adds nothing */
         }
-        v8 d0 = load8(pad) - s, d1 = load8(pad + 8) - s;
-        acc0 += square ? d0 * d0 : d0;
-        acc1 += square ? d1 * d1 : d1;
+        for (int v = 0; v < VECTORS; v++) {
+            vf d = v_sub(v_load(pad + v * LANES), s);
+            sums[v] = v_add(sums[v], square ? v_mul(d, d) : d);
+        }
     }
-    return sum_lanes(acc0, acc1);
+    return sum_vectors(sums);
 }
 
 static void layer_norm(const float *x, const float *w, const float *b, float eps, float *y, int64_t n) {
@@ -88,9 +80,9 @@ static void layer_norm(const float *x, const float *w, const float *b, float eps
     float variance = sum_shifted(x, mean, n, 1) / (float)n;
     float scale = 1.0f / sqrtf(variance + eps);
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        v8 v = (load8(x + i) - set8(mean)) * set8(scale) * load8(w + i);
-        store8(y + i, b ? v + load8(b + i) : v);
+    for (; i + LANES <= n; i += LANES) {
+        vf v = v_mul(v_mul(v_sub(v_load(x + i), v_set(mean)), v_set(scale)), v_load(w + i));
+        v_store(y + i, b ? v_add(v, v_load(b + i)) : v);
     }
     for (; i < n; i++) {
         float v = (x[i] - mean) * scale * w[i];
@@ -101,8 +93,8 @@ static void layer_norm(const float *x, const float *w, const float *b, float eps
 static void rms_norm(const float *x, const float *w, float eps, float *y, int64_t n) {
     float scale = 1.0f / sqrtf(sum_shifted(x, 0.0f, n, 1) / (float)n + eps);
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        store8(y + i, load8(x + i) * set8(scale) * load8(w + i));
+    for (; i + LANES <= n; i += LANES) {
+        v_store(y + i, v_mul(v_mul(v_load(x + i), v_set(scale)), v_load(w + i)));
     }
     for (; i < n; i++) {
         y[i] = x[i] * scale * w[i];
