@@ -1,7 +1,8 @@
 """Whole models, reproducible=True: the same logits, to the bit, on every ISA of every architecture.
 
-The hashes below were made on x86-64 with the scalar kernels; an aarch64 machine must give them too. They change
-with a definition (a kernel's order of sums, a quantizer) and with the example model, and with nothing else.
+The hashes below were made on x86-64 with the scalar kernels; an aarch64 machine must give them too. They
+change with a definition (a kernel's order of sums, a quantizer) and with the example model, and with nothing
+else.
 """
 
 from __future__ import annotations
