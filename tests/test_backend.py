@@ -216,9 +216,7 @@ KERNELS = sorted(CSRC.glob("kernels/*.[ch]"))
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
 def test_kernels_know_nothing_of_the_house_above_them(path: Path) -> None:
     own = {"azq_blocks.h", "azq_codebooks.h", "azq_half.h", "azq_kernels.h", "azq_target.h"}
-    own |= {"cpu.h", "packed_types.h"} | {
-        kernel.name for kernel in KERNELS if kernel.suffix == ".h"
-    }
+    own |= {"cpu.h", "packed_types.h"} | {kernel.name for kernel in KERNELS if kernel.suffix == ".h"}
     ours = {name for name in included(path) if (CSRC / name).exists() or (CSRC / "kernels" / name).exists()}
     assert ours <= own
     words = set(
