@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import threading
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -576,6 +577,7 @@ class Program:
         self._lock = threading.Lock()
         self.n_vocab = spec.n_vocab
         embeds = [op for op in spec.ops if op.kind == "embed" and op.w is not None]
+        self._seconds: npt.NDArray[np.float64] | None = None
         self._n_tokens = min(op.w.shape[0] for op in embeds if op.w is not None)
         self._n_positions = min((op.w2.shape[0] for op in embeds if op.w2 is not None), default=1 << 62)
 
@@ -604,9 +606,17 @@ class Program:
         if not len(t):
             return step.data[self._spec.ops[-1].out.buffer]
         with self._lock, np.errstate(all="ignore"):
-            for op in self._spec.ops:
+            for i, op in enumerate(self._spec.ops):
+                begun = time.perf_counter()
                 step.run(op)
+                if self._seconds is not None:
+                    self._seconds[i] += time.perf_counter() - begun
         return step.data[self._spec.ops[-1].out.buffer]
+
+    def measure(self, seconds: npt.NDArray[np.float64] | None) -> None:
+        """From now on every step adds to ``seconds`` (ops,) what each op took; ``None`` ends it."""
+        with self._lock:
+            self._seconds = seconds
 
     def run(
         self, kv: KVCache, compute: str, arrays: StepArrays, n_tokens: int, n_out: int, *, choose: bool

@@ -406,6 +406,7 @@ class Program:
         handle = ffi.new("azq_program **")
         check(lib.azq_program_create(ops, len(spec.ops), buffers, len(spec.buffers), handle), "program")
         self._handle = ffi.gc(handle[0], lib.azq_program_free)
+        self._seconds: npt.NDArray[np.float64] | None = None
 
     def measure(self, seconds: npt.NDArray[np.float64] | None) -> None:
         """From now on every step adds to ``seconds`` (ops,) what each op took; ``None`` ends it."""

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from azquant.engine import GenerateOptions, Options, Sampler
-from azquant.engine.sampling import Chooser, log_softmax
+from azquant.engine.sampling import Chooser, _largest, _nucleus, log_softmax
 from azquant.engine.stopping import StopFinder
 from azquant.errors import ArgumentError, ModelError
 
@@ -288,3 +288,28 @@ def test_text_is_given_out_as_soon_as_it_is_certain() -> None:
     finder = StopFinder(["###"])
     assert [finder.push(c) for c in "a#b##"] == ["a", "", "#b", "", ""]
     assert finder.flush() == "##"
+
+
+# ---- large vocabularies, where not everything is sorted ------------------------------------------------
+
+
+@given(
+    st.integers(0, 99),
+    st.sampled_from([65, 320, 4999]),
+    st.integers(1, 65),
+    st.sampled_from([0.05, 0.5, 4.0]),
+)
+@settings(deadline=None)
+def test_the_largest_of_many(seed: int, n: int, k: int, grain: float) -> None:
+    x = np.round(np.random.default_rng(seed).standard_normal(n) / grain) * grain  # with many equal ones
+    expected = np.sort(np.lexsort((np.arange(n), -x))[:k])  # largest first, of equals the lowest ids
+    assert _largest(x, k).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1, 6])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.95, 0.999])
+def test_the_nucleus_of_many(spread: float, share: float) -> None:
+    x = torch.from_numpy(spread * np.random.default_rng(5).standard_normal((1, 5000)))
+    theirs = TopPLogitsWarper(share)(None, x)[0]  # type: ignore[arg-type]
+    ours = _nucleus(torch.softmax(x, -1)[0].numpy(), share)
+    assert sorted(ours.tolist()) == torch.isfinite(theirs).nonzero().flatten().tolist()

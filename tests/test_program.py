@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import azquant as aq
 from azquant import _fallback
 from azquant.errors import AzquantError, InternalError, ShapeError
-from azquant.program import ProgramBuilder, ProgramSpec, Ref
+from azquant.program import ProgramBuilder, ProgramSpec, Ref, StepArrays
 from azquant.types import get_type
 
 native = pytest.importorskip("azquant._native", reason="the C extension is not built")
@@ -481,3 +482,55 @@ def test_an_op_may_not_read_neighbours_of_what_it_writes() -> None:
     for kind in ("norm", "glu", "residual", "add", "softcap"):
         with pytest.raises(InternalError, match="AZQ_E_PROGRAM"):
             native.Program(shifted(kind))
+
+
+# ---- steps over arrays that stay ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [native, _fallback], ids=["c", "numpy"])
+def test_run_gives_what_step_gives(module: ModuleType) -> None:
+    spec = llama_like(module) if module is native else numpy_spec(llama_like)
+    program, arrays = module.Program(spec), StepArrays(VOCAB)
+    caches = [
+        module.KVCache(spec.n_layer, 2, CONTEXT, spec.n_head_kv, spec.head_dim, "f32") for _ in range(2)
+    ]
+    for first, n in ((0, 5), (5, 1), (6, 20)):  # arrays that are made, kept, and made larger
+        tokens, positions, rows = tokens_of(0, first + n)[first:], range(first, first + n), [0, n - 1]
+        arrays.reserve(n, 2)
+        arrays.tokens[:n], arrays.sequence[:n], arrays.position[:n] = tokens, 1, positions
+        arrays.out_rows[:2] = rows
+        program.run(caches[0], "int8", arrays, n, 2, choose=True)
+        expected = program.step(caches[1], "int8", tokens, [1] * n, positions, rows)
+        assert np.array_equal(arrays.logits[:2], expected)
+        assert arrays.likeliest[:2].tolist() == expected.argmax(axis=1).tolist()
+
+
+def test_the_likeliest_is_the_first_of_equals_and_the_first_nan() -> None:
+    chance = np.random.default_rng(0)
+    for n in (1, 15, 16, 17, 100, 1000):
+        x = np.round(chance.normal(size=(50, n)) * 2).astype(np.float32)
+        x[chance.random(x.shape) < 0.02] = -np.inf
+        x[10], x[11, n // 2] = -np.inf, np.inf
+        x[20:30, n - 1] = x[25:30, n // 3] = np.nan
+        found = np.zeros(len(x), np.int32)
+        logits, ids = native.ffi.from_buffer("float[]", x), native.ffi.from_buffer("int32_t[]", found)
+        assert native.lib.azq_likeliest(logits, len(x), n, ids) == 0
+        assert found.tolist() == x.argmax(axis=1).tolist()
+    assert native.lib.azq_likeliest(native.ffi.NULL, 1, 5, native.ffi.NULL) != 0
+    assert native.lib.azq_likeliest(logits, 1, 0, ids) != 0
+
+
+@pytest.mark.parametrize("module", [native, _fallback], ids=["c", "numpy"])
+def test_a_measured_step_says_where_its_time_went(module: ModuleType) -> None:
+    spec = llama_like(module) if module is native else numpy_spec(llama_like)
+    program = module.Program(spec)
+    kv = module.KVCache(spec.n_layer, 1, CONTEXT, spec.n_head_kv, spec.head_dim, "f32")
+    seconds = np.zeros(len(spec.ops))
+    program.measure(seconds)
+    begin = time.perf_counter()
+    program.step(kv, "int8", tokens_of(0, 9), [0] * 9, range(9), [8])
+    assert 0 < seconds.sum() < time.perf_counter() - begin
+    program.measure(None)
+    before = seconds.copy()
+    program.step(kv, "int8", tokens_of(0, 9), [0] * 9, range(9), [8])
+    assert np.array_equal(seconds, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
     from azquant.evaluate.bench import BenchReport
+    from azquant.evaluate.profile import StepProfile
 
 __all__ = ["bench"]
 
@@ -29,6 +31,7 @@ Examples:
   azquant bench az-llm-q4_0.gguf
   azquant bench az-llm:v1.0 --batch 1 --batch 8 --threads 2 --json
   azquant bench az-llm-q4_0.gguf --compare llama.cpp/build/bin/llama-bench
+  azquant bench az-llm-q4_0.gguf --profile --batch 1
 """,
 )
 @click.argument("model", type=MODEL_FILE)
@@ -50,6 +53,7 @@ Examples:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A llama-bench program; it runs in turn with azquant.",
 )
+@click.option("--profile", "by_op", is_flag=True, help="Show instead where the time of a step goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def bench(
@@ -61,6 +65,7 @@ def bench(
     threads: int | None,
     kv_type: str,
     compare: Path | None,
+    by_op: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -84,6 +89,17 @@ def bench(
         "answer_tokens": answer_tokens,
         "kv_type": kv_type,
     }
+    if by_op:
+        if compare is not None:
+            raise ArgumentError("--profile measures azquant alone; leave --compare out")
+        from azquant.evaluate.profile import profile
+
+        profiles = profile(model, **options, batches=batch or (1, 16), repeats=repeats)
+        if as_json:
+            print_json([asdict(found) for found in profiles])
+        else:
+            _print_profiles(profiles)
+        return
     rounds = 1 if compare is None else repeats
     per_round = repeats if compare is None else 1
     reports, theirs = [], []
@@ -98,6 +114,17 @@ def bench(
         print_json({"runs": [report.as_dict() for report in reports], "llama_bench": theirs})
     else:
         _print(reports, theirs)
+
+
+def _print_profiles(profiles: list[StepProfile]) -> None:
+    for found in profiles:
+        left = found.seconds - sum(op.seconds for op in found.ops)
+        rows = [(op.name, str(op.count), op.seconds) for op in found.ops] + [("between the ops", "", left)]
+        print_table(
+            [found.name, "ops", "ms", "share"],
+            [[name, n, f"{1e3 * s:.3f}", f"{100 * s / found.seconds:.1f}%"] for name, n, s in rows]
+            + [["all", "", f"{1e3 * found.seconds:.3f}", ""]],
+        )
 
 
 def _llama_bench(program: Path, model: Path, report: BenchReport) -> dict[str, float]:

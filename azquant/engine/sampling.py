@@ -179,17 +179,24 @@ class Chooser:
         top = check_top(float(x[likeliest]))
         if s.temperature == 0:
             return likeliest
-        weights = np.exp((x.astype(np.float64) - top) / float(s.temperature))
-        ids: Ids = np.arange(len(x))
+        ids: Ids | None = None  # None: all
         if 0 < s.top_k < len(x):
             ids = _largest(x, int(s.top_k))
+            x = x[ids]
+        weights = x.astype(np.float64)
+        weights -= top
+        weights /= float(s.temperature)
+        np.exp(weights, out=weights)
         if s.top_p < 1:
-            ids = _nucleus(weights, ids, float(s.top_p))
+            kept = _nucleus(weights, float(s.top_p))
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         if s.min_p > 0:
-            ids = ids[weights[ids] >= float(s.min_p)]  # the likeliest has weight 1
-        heights = np.cumsum(weights[ids])
+            kept = np.flatnonzero(weights >= float(s.min_p))  # the likeliest has weight 1
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        heights = np.cumsum(weights)
         at = int(np.searchsorted(heights, self._random.random() * heights[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+        at = min(at, len(heights) - 1)
+        return at if ids is None else int(ids[at])
 
 
 def check_top(top: float) -> float:
@@ -201,18 +208,37 @@ def check_top(top: float) -> float:
     return top
 
 
+_COLUMN = 32
+
+
 def _largest(x: npt.NDArray[Any], k: int) -> Ids:
     """Ids of the k largest, ascending; of equals the lowest ids."""
+    columns = len(x) // _COLUMN
+    ids: Ids | None = None
+    if columns >= 2 * k:  # k columns reach the k-th largest of their tops: nothing below it counts
+        tops = x[: columns * _COLUMN].reshape(_COLUMN, columns).max(axis=0)
+        ids = np.flatnonzero(x >= np.partition(tops, columns - k)[columns - k])
+        x = x[ids]
     least = np.partition(x, len(x) - k)[len(x) - k]
     above = np.flatnonzero(x > least)
-    return np.sort(np.concatenate([above, np.flatnonzero(x == least)[: k - len(above)]]))
+    chosen = np.sort(np.concatenate([above, np.flatnonzero(x == least)[: k - len(above)]]))
+    return chosen if ids is None else ids[chosen]
 
 
-def _nucleus(weights: Doubles, ids: Ids, share: float) -> Ids:
-    """The fewest of ``ids``, likeliest first, that reach ``share`` of their weight."""
-    p = weights[ids] / weights[ids].sum()
-    # All below (1 - share) / n together have less than 1 - share: they cannot be needed, nor need sorting.
-    kept = np.flatnonzero(p >= (1 - share) / len(p))
-    order = kept[np.argsort(-p[kept], kind="stable")]
-    reached = int(np.searchsorted(np.cumsum(p[order]), share)) + 1
-    return ids[order[:reached]]
+def _nucleus(weights: Doubles, share: float) -> Ids:
+    """The fewest, likeliest first, that reach ``share`` of all weight."""
+    p = weights / weights.sum()
+    few = 128
+    while few < len(p):  # most often they are among few: no need to sort them all
+        order = _largest(p, few)
+        order = order[np.argsort(-p[order], kind="stable")]
+        heights = np.cumsum(p[order])
+        if heights[-1] >= share:
+            break
+        few *= 8
+    else:
+        # All below (1 - share) / n together have less than 1 - share: they need no sorting.
+        kept = np.flatnonzero(p >= (1 - share) / len(p))
+        order = kept[np.argsort(-p[kept], kind="stable")]
+        heights = np.cumsum(p[order])
+    return order[: int(np.searchsorted(heights, share)) + 1]

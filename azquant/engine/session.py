@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,22 @@ class Session:
         self._program = program
         self._arrays = StepArrays(program.n_vocab)
         self._compute = compute
+        self.ops = spec.ops
         self.kv = kernels().KVCache(spec.n_layer, n_seq, n_ctx, spec.n_head_kv, spec.head_dim, kv_type)
         self.lengths = [0] * n_seq
+
+    @contextmanager
+    def measured(self) -> Iterator[npt.NDArray[np.float64]]:
+        """Seconds that each of ``ops`` took in the steps within the ``with`` block, filled in as they run.
+
+        Steps of the same model that others make meanwhile count too.
+        """
+        seconds = np.zeros(len(self.ops))
+        self._program.measure(seconds)
+        try:
+            yield seconds
+        finally:
+            self._program.measure(None)
 
     def reset(self) -> None:
         """Begins all sequences anew."""

@@ -38,7 +38,7 @@ GEMM_INLINE vi load_i(const void *p) { return *(const vi_unaligned *)p; }
 GEMM_INLINE vf load_f(const void *p) { return *(const vf_unaligned *)p; }
 GEMM_INLINE void store_i(void *p, vi x) { *(vi_unaligned *)p = x; }
 GEMM_INLINE void store_f(void *p, vf x) { *(vf_unaligned *)p = x; }
-GEMM_INLINE vi set8(int x) { return set32(x * 0x01010101); }
+GEMM_INLINE vi set8(int x) { return set32((int)((unsigned)x * 0x01010101u)); }
 GEMM_INLINE vi broadcast4(const int8_t *p) {
     int32_t dword;
     memcpy(&dword, p, sizeof dword);
