@@ -95,11 +95,16 @@ def contenders(
     return found
 
 
-def time_in_turn(calls: dict[str, peers.Multiply], x: np.ndarray, seconds: float) -> dict[str, float]:
+def time_in_turn(
+    calls: dict[str, peers.Multiply], x: np.ndarray, seconds: float, copies: int
+) -> dict[str, float]:
     """Median seconds of each, in turn: a burst of calls, then a pause in which its threads go to sleep.
 
     Without the pause the spinning threads of one library (OpenMP's, BLAS's) slow down the next.
     """
+    for multiply in calls.values():
+        for _ in range(copies):  # a peer may prepare each of its copies when it first meets it
+            multiply(x)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, multiply in calls.items():
@@ -139,7 +144,7 @@ def run(seconds: float, places: list[str], all_threads: list[int], quick: bool) 
             report["limits"][str(threads)][f"stream_read_{q.nbytes * len(weights)}"] = bandwidth
             for m in ROWS[place]:
                 x = rng.standard_normal((m, k), dtype=np.float32)
-                medians = time_in_turn(contenders(weights, dense, m, threads, ggml), x, seconds)
+                medians = time_in_turn(contenders(weights, dense, m, threads, ggml), x, seconds, len(weights))
                 if ggml:
                     ggml.release()
                 aq.use_isa(aq.isas()[-1])
