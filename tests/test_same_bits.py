@@ -30,7 +30,7 @@ COMMITTED = {
 
 @pytest.fixture(scope="module", params=COMMITTED)
 def model_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The trained example (GPT-2: GELU, learned positions), and a random llama (RoPE, SwiGLU, shared keys)."""
+    """The trained example (GPT-2: GELU, positions), and a random llama (RoPE, SwiGLU, shared keys)."""
     architecture, _, type_ = request.param.partition("-")
     folder = tmp_path_factory.mktemp("model")
     if architecture == "llama":
