@@ -94,7 +94,7 @@
 {"gelu_erf", 0x9ca438b114df184au},
 {"silu", 0x7d549d03dc5b2d8cu},
 {"relu", 0x01e90fc0b961eca1u},
-{"gemm_fp32", 0xd5c3dd6b63b4b7c2u},
+{"gemm_fp32 f32", 0xd5c3dd6b63b4b7c2u},
 {"layer_norm", 0xfebc199a74131450u},
 {"rms_norm", 0xb9080a98334bba4cu},
 {"softcap", 0x7c24ab0758c84ae0u},

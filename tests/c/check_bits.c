@@ -121,7 +121,7 @@ static void add_maps(results *list) {
     }
     float *x = floats_new(931, n), *w = floats_new(932, 4 * n), *y = floats_new(933, n), dots[4];
     slots->gemm_fp32[AZQ_TYPE_F32](x, n, 1, w, n * (int64_t)sizeof *w, 4, n, dots, 4);
-    add(list, "gemm_fp32", -1, dots, sizeof dots);
+    add(list, "gemm_fp32 f32", -1, dots, sizeof dots);
     slots->layer_norm(x, w, w + n, 1e-5f, y, n);
     add(list, "layer_norm", -1, y, n * sizeof *y);
     slots->rms_norm(x, w, 1e-5f, y, n);
