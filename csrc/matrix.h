@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include "azq.h"
 #include "azq_kernels.h"
-/* What pack.c, matmul.c and program.c share. */
+/* What memory.c, pack.c, matmul.c and program.c share. */
 
 struct azq_matrix {
     int type;
@@ -16,6 +16,11 @@ struct azq_matrix {
 /* 64-byte aligned, with huge pages asked for where that helps; NULL when there is no memory. */
 void *azq_alloc(size_t bytes);
 void azq_free(void *p);
+
+/* The same for packed weights, which stay: several matrices lie in one run of huge pages, so that those of a small
+ * model, each under 2 MB, have them too. Memory returns to the system when all matrices of a run are freed. */
+void *azq_weights_alloc(size_t bytes);
+void azq_weights_free(void *p);
 
 /* Whether the type has a packed form of its own. */
 int azq_has_packed(int type);

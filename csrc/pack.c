@@ -1,44 +1,10 @@
 /* Matrices and their packed form (the layout is drawn in azq_kernels.h). */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* MADV_HUGEPAGE */
-#endif
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include "matrix.h"
 #include "packed_types.h"
 #include "threads.h"
-
-/* ---- memory ------------------------------------------------------------------------------------- */
-
-/* The allocation's size stands in the 64 bytes before it. */
-enum { HEADER = 64, HUGE_PAGE = 2 << 20 };
-
-void *azq_alloc(size_t bytes) {
-    if (bytes > SIZE_MAX - HEADER - HUGE_PAGE) {
-        return NULL;
-    }
-    size_t total = bytes + HEADER;
-    size_t alignment = total >= HUGE_PAGE ? HUGE_PAGE : 64;
-    total = (total + alignment - 1) / alignment * alignment;
-    uint8_t *p = aligned_alloc(alignment, total);
-    if (!p) {
-        return NULL;
-    }
-#ifdef MADV_HUGEPAGE
-    if (alignment == HUGE_PAGE) {
-        (void)madvise(p, total, MADV_HUGEPAGE); /* a wish; refusal changes nothing */
-    }
-#endif
-    return p + HEADER;
-}
-
-void azq_free(void *p) {
-    if (p) {
-        free((uint8_t *)p - HEADER);
-    }
-}
 
 /* ---- matrices ----------------------------------------------------------------------------------- */
 
@@ -70,7 +36,7 @@ azq_status azq_matrix_create(int type, const void *data, int64_t n, int64_t k, a
 
 void azq_matrix_free(azq_matrix *w) {
     if (w) {
-        azq_free(atomic_load(&w->packed));
+        azq_weights_free(atomic_load(&w->packed));
         free(w);
     }
 }
@@ -326,14 +292,14 @@ azq_status azq_matrix_pack(azq_matrix *w) {
     if (atomic_load(&w->packed)) {
         return AZQ_OK;
     }
-    uint8_t *packed = azq_alloc((size_t)((w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes));
+    uint8_t *packed = azq_weights_alloc((size_t)((w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes));
     if (!packed) {
         return AZQ_E_NOMEM;
     }
     pack_into(w, w->data, packed);
     uint8_t *expected = NULL;
     if (!atomic_compare_exchange_strong(&w->packed, &expected, packed)) {
-        azq_free(packed); /* another thread was faster */
+        azq_weights_free(packed); /* another thread was faster */
     }
     return AZQ_OK;
 }
