@@ -46,14 +46,16 @@ def profile(
     batches: tuple[int, ...] = (1, 16),
     repeats: int = 5,
     compute: str = "auto",
+    kv_type: str = "f16",
 ) -> list[StepProfile]:
     """The profile of a prompt, then of each of ``batches``: the run of median length of ``repeats``.
 
-    Lengths are capped at the model's context. Raises what :func:`azquant.load` raises, ArgumentError.
+    Lengths are capped at the model's context; ``compute`` and ``kv_type`` are :func:`azquant.load`'s. Raises what
+    that raises, ArgumentError.
     """
     if min(prompt_tokens, answer_tokens, repeats, *batches) < 1:
         raise ArgumentError("lengths, batches and repeats must be at least 1")
-    model = load(path, compute=compute)
+    model = load(path, compute=compute, kv_type=kv_type)
     prompt_tokens = min(prompt_tokens, model.context_length)
     answer_tokens = min(answer_tokens, model.context_length - 1)
     tokens = np.random.default_rng(0).integers(0, model.n_vocab, model.context_length).astype(np.int32)
