@@ -50,8 +50,8 @@ def profile(
 ) -> list[StepProfile]:
     """The profile of a prompt, then of each of ``batches``: the run of median length of ``repeats``.
 
-    Lengths are capped at the model's context; ``compute`` and ``kv_type`` are :func:`azquant.load`'s. Raises what
-    that raises, ArgumentError.
+    Lengths are capped at the model's context; ``compute`` and ``kv_type`` are :func:`azquant.load`'s.
+    Raises what that raises, ArgumentError.
     """
     if min(prompt_tokens, answer_tokens, repeats, *batches) < 1:
         raise ArgumentError("lengths, batches and repeats must be at least 1")
