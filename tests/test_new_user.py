@@ -122,5 +122,5 @@ def test_a_fine_tuned_adapter(folder: Path, tmp_path: Path) -> None:
     )
     assert plain != merged
     found = read_metadata(tmp_path / "merged.gguf")
-    assert found["general.base_model.0.organization"][1] == "me"
+    assert found["general.base_model.0.organization"][1] == "Me"
     assert len(found["azquant.source.files"][1]) == 2
