@@ -175,7 +175,8 @@ static void make_bands(matmul_job *job) {
     const azq_matrix *w = job->layer->w;
     int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL, threads = azq_threads();
     int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
-    double cost = (double)w->panel_bytes / BYTES_PER_MICROSECOND + (double)(rows * w->k * AZQ_PANEL) / MACS_PER_MICROSECOND;
+    double cost = (double)(w->panel_bytes + 1) / BYTES_PER_MICROSECOND + /* never 0, as k may be */
+                  (double)(rows * w->k * AZQ_PANEL) / MACS_PER_MICROSECOND;
     int64_t least = (int64_t)((LEAST_MICROSECONDS + cost) / cost);
     least = least > panels / MAX_BANDS + 1 ? least : panels / MAX_BANDS + 1;
     job->bands = 0;

@@ -10,6 +10,7 @@
 #include <string.h>
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "gemm_types.h"
 
 AZQ_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 
@@ -149,7 +150,10 @@ const azq_kernels azq_kernels_dotprod = {
     .isa = "dotprod",
     .needs = AZQ_CPU_NEON | AZQ_CPU_DOTPROD,
     .slots = {.peak_int8 = peak_int8,
-              .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k}},
+              .gemm[AZQ_TYPE_Q4_0] = gemm_q4_0,
+              .gemm[AZQ_TYPE_Q8_0] = gemm_q8_0,
+              .gemm[AZQ_TYPE_Q6_K] = gemm_q6_k,
+              AZQ_GEMM_TYPES_SLOTS(dotprod)},
 };
 
 AZQ_TARGET_END

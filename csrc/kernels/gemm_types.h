@@ -4,7 +4,7 @@
 /* The int8 products of the types of packed_types.h; an ISA's table collects them from here.
  *
  *   gemm_types_scalar.c     the definition
- *   gemm_types_simd.h       one text for registers of 256 and of 512 bits, compiled by gemm_types_<isa>.c */
+ *   gemm_types_simd.h       one text for registers of 128, 256 and 512 bits, compiled by gemm_types_<isa>.c */
 
 #define AZQ_GEMM_TYPES_DECLARE(isa)                                                                             \
     azq_gemm_fn gemm_q4_1_##isa, gemm_q5_0_##isa, gemm_q5_1_##isa, gemm_q4_k_##isa, gemm_q5_k_##isa,            \
@@ -14,6 +14,8 @@ AZQ_GEMM_TYPES_DECLARE(scalar);
 AZQ_GEMM_TYPES_DECLARE(avx2);
 AZQ_GEMM_TYPES_DECLARE(avxvnni);
 AZQ_GEMM_TYPES_DECLARE(avx512vnni);
+AZQ_GEMM_TYPES_DECLARE(neon);
+AZQ_GEMM_TYPES_DECLARE(dotprod);
 
 /* Entries of a table, to stand among its slots. */
 #define AZQ_GEMM_TYPES_SLOTS(isa)                 \

@@ -1,8 +1,9 @@
-/* The int8 products of gemm_types.h, written once for registers of 512 and 256 bits. The including file, inside
+/* The int8 products of gemm_types.h, written once for registers of 512, 256 and 128 bits. The including file, inside
  * its target region, defines the register's shape and the few operations that C has no notation for:
  *
- *   V_BYTES                     64 or 32; a panel's 16 columns are one register or two
- *   i_dot(sum, w, a)            adds four products u8 * s8 to each 32-bit lane; without AZQ_MADDUBS
+ *   V_BYTES                     64, 32 or 16; a panel's 16 columns are one register, two or four
+ *   i_dot(sum, w, a)            adds four products u8 * s8 to each 32-bit lane; without AZQ_MADDUBS. With
+ *                               AZQ_SIGNED_DOT they are s8 * s8
  *   i_maddubs(w, a), i_madd(x)  AZQ_MADDUBS: pairs of products in 16 bits; pairs of those added in 32
  *   i_abs(x), i_sign(a, w)      AZQ_MADDUBS: in bytes
  *   i_pairs(x, y)               x0 * y0 + x1 * y1 of 16-bit pairs
@@ -95,13 +96,13 @@ GEMM_INLINE block_head read_head(const int type, azq_packed_place at, int column
 
 /* ---- a block's operands ------------------------------------------------------------------------------ */
 
-/* Where u8 x s8 products go through 16 bits, numbers that need all of a byte are kept signed instead. */
-#ifdef AZQ_MADDUBS
-enum { MADDUBS = 1 };
+/* Where u8 x s8 products go through 16 bits, or are s8 x s8, numbers that need all of a byte are kept signed. */
+#if defined(AZQ_MADDUBS) || defined(AZQ_SIGNED_DOT)
+enum { KEEP_SIGNED = 1 };
 #else
-enum { MADDUBS = 0 };
+enum { KEEP_SIGNED = 0 };
 #endif
-GEMM_INLINE int is_signed(const int type) { return MADDUBS && azq_packed_type_of(type).offset == 128; }
+GEMM_INLINE int is_signed(const int type) { return KEEP_SIGNED && azq_packed_type_of(type).offset == 128; }
 
 GEMM_INLINE vi operand(const int type, azq_packed_place at, int column, const int o, const block_head *h) {
     azq_packed_type shape = azq_packed_type_of(type);
@@ -394,14 +395,17 @@ GEMM_INLINE void gemm_type(const int type, const azq_act *act, int64_t row0, int
         }
         return;
     }
-    static const int second[2] = {0, PER_PANEL == 2 ? COLUMNS : 0};
-    for (int64_t p = 0; p < n_panels; p += 2 / PER_PANEL, c += 2 * COLUMNS) {
+    for (int64_t p = 0; p < n_panels; p += PER_PANEL == 1 ? 2 : 1) {
         const uint8_t *panel = panels + p * panel_bytes;
-        const uint8_t *both[2] = {panel, PER_PANEL == 2 ? panel : panel + panel_bytes};
-        if (PER_PANEL == 2 || p + 1 < n_panels) {
-            dense_columns(type, act, row0, rows, both, second, 2, c, ldc);
-        } else {
-            dense_columns(type, act, row0, rows, both, second, 1, c, ldc);
+        const uint8_t *both[2] = {panel, PER_PANEL == 1 ? panel + panel_bytes : panel};
+        for (int column = 0; column < AZQ_PANEL; column += 2 * COLUMNS) {
+            const int columns[2] = {column, PER_PANEL == 1 ? 0 : column + COLUMNS};
+            float *out = c + p * AZQ_PANEL + column;
+            if (PER_PANEL > 1 || p + 1 < n_panels) {
+                dense_columns(type, act, row0, rows, both, columns, 2, out, ldc);
+            } else {
+                dense_columns(type, act, row0, rows, both, columns, 1, out, ldc);
+            }
         }
     }
 }

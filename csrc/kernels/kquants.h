@@ -224,15 +224,6 @@ static void recode_symmetric(const float *x, float d, int nmax, uint8_t *q) {
     }
 }
 
-/* The scale of largest magnitude, with its sign; the first of equals. */
-static float strongest(const float *scale) {
-    float max = 0.0f;
-    for (int g = 0; g < 16; g++) {
-        max = fabsf(scale[g]) > fabsf(max) ? scale[g] : max;
-    }
-    return max;
-}
-
 LANE_INLINE void search_16(int nmax, const float *x, const float *w, found *f) {
     for (int g = 0; g < 16; g += AZQ_LANES) {
         int count = 16 - g < AZQ_LANES ? 16 - g : AZQ_LANES;
@@ -269,9 +260,9 @@ static void quantize_q3_k(const float *x, const float *importance, azq_block_q3_
             from_lanes(16, 1, q, s);
         } else {
             search_16(4, x, NULL, &f);
-            float inverse = -32.0f / strongest(f.scale);
-            y->d = azq_f32_to_f16(strongest(f.scale) != 0.0f ? 1.0f / inverse : 0.0f);
-            for (int g = 0; g < 16 && strongest(f.scale) != 0.0f; g++) {
+            float inverse = -32.0f / strongest(16, f.scale);
+            y->d = azq_f32_to_f16(strongest(16, f.scale) != 0.0f ? 1.0f / inverse : 0.0f);
+            for (int g = 0; g < 16 && strongest(16, f.scale) != 0.0f; g++) {
                 int8_t l = (int8_t)azq_low_byte(azq_nearest(inverse * f.scale[g]));
                 s[g] = (uint8_t)(azq_clamp(l, -32, 31) + 32);
             }
@@ -302,7 +293,7 @@ static void quantize_q6_k(const float *x, const float *importance, azq_block_q6_
             w[i] = importance ? importance[b * AZQ_QK_K + i] : x[i] * x[i];
         }
         search_16(32, x, w, &f);
-        float max = strongest(f.scale);
+        float max = strongest(16, f.scale);
         if (fabsf(max) < AZQ_GROUP_EPS) {
             memset(y, 0, sizeof *y);
             continue;

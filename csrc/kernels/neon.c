@@ -14,6 +14,7 @@
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 #include "../cpu.h"
+#include "gemm_types.h"
 
 #include "vec_types.h"
 
@@ -241,7 +242,10 @@ const azq_kernels azq_kernels_neon = {
         {
             AZQ_BLOCK_SLOTS,
             .quantize_act = quantize_act,
-            .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
+            .gemm[AZQ_TYPE_Q4_0] = gemm_q4_0,
+            .gemm[AZQ_TYPE_Q8_0] = gemm_q8_0,
+            .gemm[AZQ_TYPE_Q6_K] = gemm_q6_k,
+            AZQ_GEMM_TYPES_SLOTS(neon),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

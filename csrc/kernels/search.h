@@ -4,6 +4,7 @@
  * plain arguments are constants where these are inlined.
  *
  * Source of the algorithms: ggml-quants.c of ggml. */
+#include <math.h>
 #include "lanes.h"
 #include "tables.h"
 
@@ -181,6 +182,18 @@ LANE_INLINE vf fit_table(const vf *x, const vf *w) {
         best = choose(better, ratio * sumqx, best);
     }
     return choose(none, splat(0), scale);
+}
+
+/* The scale of largest magnitude, with its sign; the first of equals. The magnitude has a variable of its own:
+ * clang 19 takes the x of fabsf(x) > 0 ? x : 0 for positive and drops a fabsf of it (LLVM pull request 152913). */
+static float strongest(int n, const float *scale) {
+    float max = 0.0f, most = 0.0f;
+    for (int g = 0; g < n; g++) {
+        float size = fabsf(scale[g]);
+        max = size > most ? scale[g] : max;
+        most = size > most ? size : most;
+    }
+    return max;
 }
 
 /* Scales (or minima) x >= 0 of a super-block as x ~ scale * q, q in 0 .. nmax: nine roundings, then single

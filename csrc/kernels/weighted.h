@@ -121,11 +121,7 @@ static void quantize_iq4_xs(const float *x, const float *importance, azq_block_i
         search_iq4(8 * count, AZQ_QK_K, x, importance, scales);
         for (int b = 0; b < count; b++, y++, x += AZQ_QK_K) {
             const float *scale = scales + 8 * b;
-            float max = 0.0f;
-            for (int g = 0; g < 8; g++) {
-                max = fabsf(scale[g]) > fabsf(max) ? scale[g] : max;
-            }
-            float d = -max / 32.0f, inverse = d != 0.0f ? 1.0f / d : 0.0f;
+            float d = -strongest(8, scale) / 32.0f, inverse = d != 0.0f ? 1.0f / d : 0.0f;
             y->d = azq_f32_to_f16(d);
             y->scales_h = 0;
             memset(y->scales_l, 0, sizeof y->scales_l);

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "azq_blocks.h"
+#include "azq_half.h"
 
 static const azq_kernel_slots *definition(void) { return &azq_kernels_scalar.slots; }
 
@@ -55,6 +57,38 @@ static void check_quantize_row(const azq_kernel_slots *slots, int type, int roun
         }
     }
     DRIVES_TYPE(quantize_row, type);
+}
+
+/* The group of the largest weight sets its super-block's scale, wherever it stands and whatever its sign. All ISAs
+ * share this text, so that comparing them would not show what a compiler does to it. */
+static void check_strongest_group(const azq_kernel_slots *slots) {
+    static const struct {
+        int type, groups;
+        size_t d;    /* where the super-block's scale is */
+        float steps; /* of it, in the largest weight */
+    } types[] = {{AZQ_TYPE_Q3_K, 16, offsetof(azq_block_q3_k, d), 4 * 32},
+                 {AZQ_TYPE_Q6_K, 16, offsetof(azq_block_q6_k, d), 32 * 128},
+                 {AZQ_TYPE_IQ4_XS, 8, offsetof(azq_block_iq4_xs, d), 127 * 32}};
+    random_state r = {11};
+    for (int i = 0; i < 3; i++) {
+        int elements = AZQ_QK_K / types[i].groups;
+        for (int at = 0; at < 2 * types[i].groups && slots->quantize_row[types[i].type]; at++) {
+            int strongest = at / 2, next = (strongest + 1) % types[i].groups;
+            float x[AZQ_QK_K], largest = at % 2 ? -3.0f : 3.0f;
+            for (int j = 0; j < AZQ_QK_K; j++) {
+                x[j] = random_float(&r);
+            }
+            x[strongest * elements] = largest;
+            x[next * elements] = -2.0f / 3.0f * largest;
+            uint8_t block[sizeof(azq_block_q6_k)] __attribute__((aligned(2)));
+            uint16_t d;
+            slots->quantize_row[types[i].type](x, block, AZQ_QK_K);
+            memcpy(&d, block + types[i].d, sizeof d);
+            float share = azq_f16_to_f32(d) * types[i].steps / largest;
+            expect(share > 0.8f && share < 1.5f, "type %d, largest weight in group %d: a scale for %g of it",
+                   types[i].type, strongest, (double)share);
+        }
+    }
 }
 
 /* The same with importances, some of them zero. */
@@ -225,6 +259,7 @@ void check_blocks(const char *isa, const azq_kernel_slots *slots, int rounds) {
             check_quantize_row(slots, type, rounds);
         }
     }
+    check_strongest_group(slots);
     group_end();
     group_begin(isa, "quantize_weighted_row");
     for (int type = 0; type < AZQ_TYPE_COUNT; type++) {

@@ -112,14 +112,16 @@ static void check_team(void) {
     expect(team_calls > 0 && team_size == 3, "%d calls of a team of %d", team_calls, team_size);
     team_calls = 0;
     expect(packed_product(packed, 0) && team_calls == 0, "without a number of threads the pool works");
-    pid_t child = fork();
-    if (child == 0) {
-        alarm(60);
-        _exit(packed_product(packed, 3) && team_calls == 0 ? 0 : 1);
+    if (!getenv("CHECK_NO_FORK")) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(60);
+            _exit(packed_product(packed, 3) && team_calls == 0 ? 0 : 1);
+        }
+        int status = -1;
+        expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+               "a child has no team: wait status %d", status);
     }
-    int status = -1;
-    expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0,
-           "a child has no team: wait status %d", status);
     azq_team_set(NULL);
     expect(packed_product(packed, 3) && team_calls == 0, "no team any more");
     free(packed);
