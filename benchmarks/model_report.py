@@ -202,22 +202,33 @@ def plot(report: Report, stem: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    metrics = [metric for metric in RATIOS if Table(report, metric).rows]
-    if metrics:
-        figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 4), squeeze=False)
-        for axis, metric in zip(axes[0], metrics, strict=True):
-            table = Table(report, metric)
+    tables = [table for table in (Table(report, metric) for metric in RATIOS) if table.rows]
+    names = sorted({name for table in tables for name in table.contenders})
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    if tables:
+        figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4.3), squeeze=False)
+        for axis, table in zip(axes[0], tables, strict=True):
+            against = all(table.value(model, "llama.cpp") for model in table.rows)
             models, width = list(table.rows), 0.8 / len(table.contenders)
             for i, name in enumerate(table.contenders):
-                heights = [table.value(model, name) or 0 for model in models]
-                axis.bar([at + i * width for at in range(len(models))], heights, width, label=name)
-            axis.set_xticks(
-                [at + 0.4 - width / 2 for at in range(len(models))], models, rotation=20, fontsize=8
-            )
-            axis.set(yscale="log", title=TITLES[metric].rsplit(",", 1)[0], ylabel="tokens/s")
-            axis.grid(True, axis="y", which="both", alpha=0.3)
-        axes[0][-1].legend(fontsize=7)
-        figure.tight_layout()
+                heights = [
+                    (table.value(model, name) or 0)
+                    / ((table.value(model, "llama.cpp") or 1) if against else 1)
+                    for model in models
+                ]
+                at = [position + i * width for position in range(len(models))]
+                axis.bar(at, heights, width, label=name, color=colors[name])
+            ticks = [position + 0.4 - width / 2 for position in range(len(models))]
+            axis.set_xticks(ticks, models, rotation=20, fontsize=8)
+            unit = "tokens/s, llama.cpp = 1" if against else "tokens/s"
+            axis.set(title=TITLES[table.metric].rsplit(",", 1)[0], ylabel=unit)
+            axis.grid(True, axis="y", alpha=0.3)
+        shown = {}
+        for axis in axes[0]:
+            for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+                shown.setdefault(name, handle)
+        figure.tight_layout(rect=(0, 0.08, 1, 1))
+        figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
         figure.savefig(stem.with_name(f"{stem.name}-speed.png"), dpi=110)
     records = [record for record in report["records"] if record["metric"] == "positions"]
     if records:
