@@ -134,12 +134,13 @@ def dequantize(q: QTensor) -> Floats:
 def matmul(x: Any, w: QTensor, compute: str = "auto") -> Floats:
     """``x`` (..., K) times the transpose of ``w`` (N, K) -> float32 (..., N).
 
-    ``compute``: ``"int8"`` (Q4_0, Q8_0, Q6_K) quantizes activations to 8 bits per 32; the same bits on every
-    ISA, thread count and batch size, and a relative L2 error of at most 1% against exact arithmetic on the
-    dequantized weights (of ordinary activations and more than a handful of outputs). ``"bf16"`` rounds
-    weights and activations to bfloat16 and sums in float32 (at most 0.6%): the same bits for any thread count
-    and batch size, and on all of scalar, AVX2, AVX-VNNI and AVX-512 VNNI; AVX512-BF16 and AMX add in an order
-    of their own, so between these only the bound holds. ``"fp32"`` dequantizes the weights (at most 1e-5).
+    ``compute``: ``"int8"`` (Q4_0 to Q8_0, K-quants, IQ4_NL, IQ4_XS, MXFP4) quantizes activations to 8 bits
+    per 32; the same bits on every ISA, thread count and batch size, and a relative L2 error of at most 1%
+    against exact arithmetic on the dequantized weights (of ordinary activations and more than a handful of
+    outputs). ``"bf16"`` rounds weights and activations to bfloat16 and sums in float32 (at most 0.6%): the
+    same bits for any thread count and batch size, and on all of scalar, AVX2, AVX-VNNI and AVX-512 VNNI;
+    AVX512-BF16 and AMX add in an order of their own, so between these only the bound holds. ``"fp32"``
+    dequantizes the weights (at most 1e-5).
     ``"auto"`` takes the fastest that the type allows, see :func:`azquant.cpu.choice`. A row of x with NaN or
     infinity gives NaN (bf16 and fp32: or infinity), not an error.
 

@@ -1,50 +1,35 @@
 /* attend.h for every type of cache. The vectors are the including file's; a cache whose numbers it defines no
  * loads for gets no slot. */
 
+/* The parts of attend.h for numbers that need no scale: their C type, a load of a vector, one of them in fp32. */
+#define AZQ_ATTEND_NUMBERS(type, number, load, value)                                                    \
+    AZQ_INLINE int64_t attend_##type##_row_bytes(int64_t dim) { return (int64_t)sizeof(number) * dim; }    \
+    enum { attend_##type##_LINE = 16 * sizeof(number) };                                                 \
+    AZQ_INLINE int64_t attend_##type##_RUN(int64_t dim) { return dim; }                                  \
+    AZQ_INLINE vf attend_##type##_key_scales(const uint8_t *tile, int64_t d, int lane) {                 \
+        (void)tile, (void)d, (void)lane;                                                                 \
+        return V_ZERO;                                                                                   \
+    }                                                                                                    \
+    AZQ_INLINE vf attend_##type##_key(const uint8_t *tile, int64_t d, int lane, vf scales) {             \
+        (void)scales;                                                                                    \
+        return load((const number *)(const void *)tile + 16 * d + lane);                                 \
+    }                                                                                                    \
+    AZQ_INLINE int64_t attend_##type##_column(int64_t d) { return (int64_t)sizeof(number) * d; }           \
+    AZQ_INLINE vf attend_##type##_value(const uint8_t *at, int64_t d, int i) {                           \
+        (void)d;                                                                                         \
+        return load((const number *)(const void *)at + i);                                               \
+    }                                                                                                    \
+    AZQ_INLINE float attend_##type##_value_one(const uint8_t *at, int64_t d) {                           \
+        (void)d;                                                                                         \
+        return value(*(const number *)(const void *)at);                                                 \
+    }
+
+AZQ_ATTEND_NUMBERS(f32, float, v_load, )
 #define AZQ_ATTEND(part) attend_f32_##part
-AZQ_INLINE int64_t attend_f32_row_bytes(int64_t dim) { return 4 * dim; }
-enum { attend_f32_LINE = 64 };
-AZQ_INLINE int64_t attend_f32_RUN(int64_t dim) { return dim; }
-AZQ_INLINE vf attend_f32_key_scales(const uint8_t *tile, int64_t d, int lane) {
-    (void)tile, (void)d, (void)lane;
-    return V_ZERO;
-}
-AZQ_INLINE vf attend_f32_key(const uint8_t *tile, int64_t d, int lane, vf scales) {
-    (void)scales;
-    return v_load((const float *)(const void *)tile + 16 * d + lane);
-}
-AZQ_INLINE int64_t attend_f32_column(int64_t d) { return 4 * d; }
-AZQ_INLINE vf attend_f32_value(const uint8_t *at, int64_t d, int i) {
-    (void)d;
-    return v_load((const float *)(const void *)at + i);
-}
-AZQ_INLINE float attend_f32_value_one(const uint8_t *at, int64_t d) {
-    (void)d;
-    return *(const float *)(const void *)at;
-}
 #include "attend.h"
 
+AZQ_ATTEND_NUMBERS(f16, uint16_t, v_load_f16, azq_f16_to_f32)
 #define AZQ_ATTEND(part) attend_f16_##part
-AZQ_INLINE int64_t attend_f16_row_bytes(int64_t dim) { return 2 * dim; }
-enum { attend_f16_LINE = 32 };
-AZQ_INLINE int64_t attend_f16_RUN(int64_t dim) { return dim; }
-AZQ_INLINE vf attend_f16_key_scales(const uint8_t *tile, int64_t d, int lane) {
-    (void)tile, (void)d, (void)lane;
-    return V_ZERO;
-}
-AZQ_INLINE vf attend_f16_key(const uint8_t *tile, int64_t d, int lane, vf scales) {
-    (void)scales;
-    return v_load_f16((const uint16_t *)(const void *)tile + 16 * d + lane);
-}
-AZQ_INLINE int64_t attend_f16_column(int64_t d) { return 2 * d; }
-AZQ_INLINE vf attend_f16_value(const uint8_t *at, int64_t d, int i) {
-    (void)d;
-    return v_load_f16((const uint16_t *)(const void *)at + i);
-}
-AZQ_INLINE float attend_f16_value_one(const uint8_t *at, int64_t d) {
-    (void)d;
-    return azq_f16_to_f32(*(const uint16_t *)(const void *)at);
-}
 #include "attend.h"
 
 #define AZQ_ATTEND_FLOAT_SLOTS .attend_f32 = attend_f32_rows, .attend_f16 = attend_f16_rows

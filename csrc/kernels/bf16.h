@@ -24,4 +24,19 @@ AZQ_BF16_DECLARE(avx512);
                         [AZQ_TYPE_Q6_K] = dequantize_bf16_q6_k_##isa}, \
     .gemm_bf16 = gemm_bf16_##isa
 
+
+/* An azq_dequantize_bf16_fn over the including file's block_<type>(head, lines, tile). */
+#define AZQ_DEQUANTIZE_BF16(name, type, head_bytes, line_bytes)                                                 \
+    void name(const uint8_t *group, int64_t n_blocks, uint16_t *tiles) {                                        \
+        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                     \
+            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                             \
+            const uint8_t *lines = group + in_group * (head_bytes);                                             \
+            for (int64_t b = 0; b < in_group; b++, group += (head_bytes), lines += (line_bytes)) {              \
+                block_##type(group, lines, tiles);                                                              \
+                tiles += AZQ_TILE;                                                                              \
+            }                                                                                                   \
+            group = lines;                                                                                      \
+        }                                                                                                       \
+    }
+
 #endif

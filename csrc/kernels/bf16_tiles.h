@@ -101,17 +101,6 @@ static inline void block_q6_k(const uint8_t *head, const uint8_t *lines, uint16_
     }
 }
 
-#define DEQUANTIZE(type, head_bytes, line_bytes)                                                                \
-    void AZQ_NAME(dequantize_bf16_##type)(const uint8_t *group, int64_t n_blocks, uint16_t *tiles) {            \
-        for (int64_t g = 0; g < n_blocks; g += AZQ_GROUP) {                                                     \
-            int64_t in_group = n_blocks - g < AZQ_GROUP ? n_blocks - g : AZQ_GROUP;                             \
-            const uint8_t *lines = group + in_group * (head_bytes);                                             \
-            for (int64_t b = 0; b < in_group; b++, group += (head_bytes), lines += (line_bytes), tiles += AZQ_TILE) { \
-                block_##type(group, lines, tiles);                                                              \
-            }                                                                                                   \
-            group = lines;                                                                                      \
-        }                                                                                                       \
-    }
-DEQUANTIZE(q4_0, 32, 256)
-DEQUANTIZE(q8_0, 32, 512)
-DEQUANTIZE(q6_k, 64, 384)
+AZQ_DEQUANTIZE_BF16(AZQ_NAME(dequantize_bf16_q4_0), q4_0, 32, 256)
+AZQ_DEQUANTIZE_BF16(AZQ_NAME(dequantize_bf16_q8_0), q8_0, 32, 512)
+AZQ_DEQUANTIZE_BF16(AZQ_NAME(dequantize_bf16_q6_k), q6_k, 64, 384)
