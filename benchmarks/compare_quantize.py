@@ -7,8 +7,8 @@ AZQUANT_PEERS is the folder of build_peers.sh. "types" gives millions of weights
 (libggml-base, what llama-quantize runs) and how many times that azquant makes. "file" quantizes an F32 file
 to Q4_0: seconds with the page cache warm, and the peak resident memory. azquant runs twice: as llama-quantize
 does, without waiting for the disk (verify=False), and as it does unless told otherwise, with fsync and
-reading back; its interpreter start is told apart. Each run writes a new file, and as much memory as that
-takes is touched before: a virtual machine that gave free memory back to its host pays for the first touch.
+reading back; its interpreter start is told apart. Each run writes a new file, and before each run the disk has
+nothing left to write.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import azquant as aq
 from azquant.types import TYPES
 
 ROUNDS = 3
+FILE_ROUNDS = 7
 _FILE = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -105,12 +106,6 @@ def compare_types(folder: Path) -> None:
             print(f"{name:8} {what:10} {statistics.median(speeds):9.1f}  {shown}", flush=True)
 
 
-def touch(size: int) -> None:
-    """In a process of its own, so that the peak memory of this one stays small."""
-    code = "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1]))\nfor i in range(0, len(m), 4096): m[i] = 1"
-    subprocess.run([sys.executable, "-c", code, str(size)], check=True)
-
-
 def run(command: list[str]) -> tuple[float, int, str]:
     """Seconds, peak resident bytes and standard output of a program."""
     start = time.perf_counter()
@@ -135,28 +130,33 @@ def compare_file(folder: Path, model: str, target: str, threads: int) -> None:
             "azquant": [sys.executable, "-c", _FILE, source, ours, target, str(threads), "not"],
             "azquant, verified": [sys.executable, "-c", _FILE, source, ours, target, str(threads), "verify"],
         }
-        size = Path(source).stat().st_size
         seen: dict[str, list[tuple[float, int, str]]] = {name: [] for name in commands}
-        for _ in range(ROUNDS):
+        for done in range(FILE_ROUNDS + 1):
             for name, command in commands.items():
                 for made in (ours, theirs):
                     Path(made).unlink(missing_ok=True)
-                touch(size // 4)
-                seen[name].append(run(command))
+                os.sync()
+                row = run(command)
+                if done:  # the first round brings the source into the page cache
+                    seen[name].append(row)
         llama = statistics.median(row[0] for row in seen["llama-quantize"])
-        print(f"{model} to {target}, {threads} threads, median of {ROUNDS} rounds")
+        print(f"{model} to {target}, {threads} threads, median of {FILE_ROUNDS} rounds (lowest, highest)")
         for name, rows in seen.items():
             peak = max(row[1] for row in rows)
-            whole = statistics.median(row[0] for row in rows)
-            print(f"  {name:17} {whole:6.2f} s, peak {peak / 1e6:.0f} MB")
+            times = [row[0] for row in rows]
+            whole = statistics.median(times)
+            spread = f"({min(times):.2f}, {max(times):.2f})"
+            print(f"  {name:17} {whole:6.2f} s {spread}, peak {peak / 1e6:.0f} MB")
             if name == "llama-quantize":
                 continue
             parts = [json.loads(row[2]) for row in rows]
             for part in parts[0]:
-                print(f"    {part:15} {statistics.median(p[part] for p in parts):6.2f} s")
+                times = [p[part] for p in parts]
+                spread = f"({min(times):.2f}, {max(times):.2f})"
+                print(f"    {part:15} {statistics.median(times):6.2f} s {spread}")
             quantizing = statistics.median(part["quantize"] for part in parts)
-            times = f"{llama / quantizing:.1f} times llama-quantize"
-            print(f"    {times}; {llama / whole:.1f} with the interpreter's start")
+            ratio = f"{llama / quantizing:.1f} times llama-quantize"
+            print(f"    {ratio}; {llama / whole:.1f} with the interpreter's start")
 
 
 if __name__ == "__main__":
