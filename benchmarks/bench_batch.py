@@ -1,4 +1,9 @@
-"""16 concurrent requests of mixed length (GPT-2 134M, Q4_0), together and one after another; tokens/s."""
+"""16 concurrent requests of mixed length (GPT-2 134M, Q4_0), together and one after another; tokens/s.
+
+Two mixes: ``chat`` has answers twice as long as prompts on average, as in the conversations on which servers
+are usually measured (ShareGPT: 161 and 338 tokens; Kwon et al. 2023, figure 11), scaled to a context of 256;
+``prompts`` is the other way round, where most of the work is reading and batching has less to share.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,8 @@ from random_models import write_model  # beside this file
 import azquant as aq
 
 REQUESTS = 16
-LONGEST_PROMPT = 96
-LONGEST_ANSWER = 48
+MIXES = {"chat": ((4, 96), (40, 160)), "prompts": ((4, 96), (8, 48))}
+"""Shortest and longest prompt, and answer; uniform between."""
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +28,23 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def requests() -> list[tuple[list[int], int]]:
-    """Prompts of 4 to 96 tokens, answers of 8 to 48: the same ones every time."""
+def requests(mix: str) -> list[tuple[list[int], int]]:
+    """Prompts and the lengths of their answers: the same ones every time."""
     random = np.random.default_rng(0)
+    (shortest, longest), answers = MIXES[mix]
     return [
-        (random.integers(0, 32000, random.integers(4, LONGEST_PROMPT + 1)).tolist(), int(length))
-        for length in random.integers(8, LONGEST_ANSWER + 1, REQUESTS)
+        (random.integers(0, 32000, random.integers(shortest, longest + 1)).tolist(), int(length))
+        for length in random.integers(answers[0], answers[1] + 1, REQUESTS)
     ]
 
 
 @pytest.mark.parametrize("how", ["one after another", "together"])
-def bench_batch(benchmark: Any, backend: str, path: Path, how: str) -> None:
+@pytest.mark.parametrize("mix", MIXES)
+def bench_batch(benchmark: Any, backend: str, path: Path, mix: str, how: str) -> None:
     if backend in ("scalar", "numpy"):
         pytest.skip("takes minutes")
-    benchmark.group = f"batch of {REQUESTS} requests {backend}"
-    work = requests()
+    benchmark.group = f"batch of {REQUESTS} requests, {mix} {backend}"
+    work = requests(mix)
 
     def run(model: Any) -> None:
         if how == "together":

@@ -7,8 +7,8 @@ AZQUANT_PEERS is the folder of build_peers.sh. "types" gives millions of weights
 (libggml-base, what llama-quantize runs) and how many times that azquant makes. "file" quantizes an F32 file
 to Q4_0: seconds with the page cache warm, and the peak resident memory. azquant runs twice: as llama-quantize
 does, without waiting for the disk (verify=False), and as it does unless told otherwise, with fsync and
-reading back; its interpreter start is told apart. Each run writes a new file, and before each run the disk has
-nothing left to write.
+reading back; its interpreter start is told apart. Each run writes a new file, with nothing left to write to
+the disk before.
 """
 
 from __future__ import annotations
