@@ -2,7 +2,7 @@
 
 A :class:`ProgramBuilder` names buffers (``width`` floats for every token of a step, or for every row whose
 logits are asked for) and appends ops over them. ``csrc/azq.h`` says what each op computes; the C executor
-and the NumPy executor in ``azquant._fallback`` run the same list.
+and the NumPy executor in ``azquant._fallback_program`` run the same list.
 """
 
 from __future__ import annotations
