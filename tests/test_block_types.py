@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import azquant as aq
-from azquant import _fallback
+from azquant import _fallback, _fallback_encode
 from azquant.errors import ArgumentError, NonFiniteError, ShapeError, UnsupportedTypeError
 from azquant.types import TYPES
 
@@ -72,7 +72,7 @@ def test_the_shared_golden_bytes(kernels: ModuleType, shared_data: Path) -> None
         blocks = expected.reshape(-1, TYPES[name].block_bytes)
         # ggml writes an infinite scale or minimum where azquant refuses: there, both are given zeros.
         overflowed = np.zeros(len(blocks), bool)
-        for at in _fallback.SCALES_AT.get(name, ()):
+        for at in _fallback_encode.SCALES_AT.get(name, ()):
             overflowed |= blocks[:, at + 1] & 0x7C == 0x7C
         mended = x.reshape(-1, TYPES[name].block_size).copy()
         if overflowed.any():

@@ -53,7 +53,7 @@ def test_the_inputs_of_every_matrix_are_summed(tmp_path: Path, architecture: str
 
 
 def _watched(path: Path, text: str, n_ctx: int) -> dict[str, Any]:
-    from azquant import _backend, _fallback
+    from azquant import _backend, _fallback, _fallback_program
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backend, "kernels", lambda: _fallback)
@@ -61,7 +61,7 @@ def _watched(path: Path, text: str, n_ctx: int) -> dict[str, Any]:
             patch.setattr(f"{module}.kernels", lambda: _fallback)
         model = azquant.load(path, compute="fp32", kv_type="f32")
         names, sums = model._weights.names(), {}
-        linear = _fallback._Step.linear
+        linear = _fallback_program._Step.linear
 
         def watch(self: Any, op: Any) -> Any:
             name = names[id(op.w)]
@@ -70,7 +70,7 @@ def _watched(path: Path, text: str, n_ctx: int) -> dict[str, Any]:
                 sums[name] = sums.get(name, 0) + (x * x).sum(axis=0)
             return linear(self, op)
 
-        patch.setattr(_fallback._Step, "linear", watch)
+        patch.setattr(_fallback_program._Step, "linear", watch)
         tokens = model.tokenizer.encode(text)
         for at in range(0, len(tokens) // n_ctx * n_ctx, n_ctx):
             model.logits(tokens[at : at + n_ctx])
