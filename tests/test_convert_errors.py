@@ -111,6 +111,7 @@ def test_a_missing_size_is_named(tmp_path: Path, key: str) -> None:
         ("n_embd", [64], r"n_embd is \[64\], not an integer"),
         ("n_layer", 513, "n_layer is 513, outside 1 to 512"),
         ("n_head", 5, "n_embd 64 is not a multiple of n_head 5"),
+        ("num_attention_heads", 2, "n_head is 4, but num_attention_heads 2"),
         ("n_inner", 0, "n_inner is 0"),
         ("vocab_size", 2**31, "vocab_size is 2147483648, outside"),
         ("n_positions", 10**30, "n_positions is 1000000000000000000000000000000, outside"),

@@ -226,6 +226,7 @@ def test_log_softmax() -> None:
         {"stop": b"x"},
         {"stop": 5},
         {"stop": ["a"] * 65},
+        {"stop": "a\ud800"},
         {"stop_tokens": "ab"},
         {"stop_tokens": 5},
         {"stop_tokens": [-1]},

@@ -18,7 +18,7 @@ from convert_support import (
     read_tensors,
     write_checkpoint,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tiny_models import build, logits, save, tokens
 
 import azquant
@@ -131,7 +131,10 @@ def test_merging_does_not_depend_on_the_bands(tmp_path: Path, monkeypatch: pytes
         ({"bias": "all"}, "bias is 'all'"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', not a number"),
         ({"r": 8}, "rank of .* is 8, but its matrices have rank 4"),
-        ({"fan_in_fan_out": True}, "has shape 96 x 64; fan_in_fan_out of adapter_config.json is True"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -140,6 +143,23 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, change: dict[str, Any]
     with pytest.raises(ConversionError, match=message):
         convert(folder, tmp_path / "out.gguf", lora=tmp_path / "lora")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_product_of_another_shape(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG))
+    write_adapter(tmp_path / "lora", {GATE: (64, 96)})
+    with pytest.raises(ConversionError, match=r"by 64 x 96, but .* has shape 96 x 64"):
+        convert(folder, tmp_path / "out.gguf", lora=tmp_path / "lora")
+
+
+def test_a_base_layer_without_a_pair(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "hf", LLAMA_CONFIG, llama_tensors(LLAMA_CONFIG))
+    write_adapter(tmp_path / "lora", {GATE: (96, 64)})
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    more = {"base_model.model.lm_head.base_layer.weight": np.ones((4, 64), np.float32)}
+    save_file({**load_file(path), **more}, path)
+    with pytest.raises(ConversionError, match=r"lm_head has a base_layer, but no LoRA"):
+        convert(folder, tmp_path / "out.gguf", lora=tmp_path / "lora")
 
 
 def test_a_module_the_model_does_not_have(tmp_path: Path) -> None:
@@ -171,30 +191,40 @@ def test_a_folder_that_is_no_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "modules"),
+    ("name", "modules", "more"),
     [
-        ("gpt2", ["c_attn", "c_fc", "wte"]),
-        ("llama", ["q_proj", "down_proj"]),
-        ("gptneox", ["query_key_value"]),
+        ("gpt2", ["c_attn", "c_fc", "wte"], {"fan_in_fan_out": True}),
+        ("gpt2", ["c_attn", "c_fc", "wte"], {}),
+        ("gpt2", ["attn.c_proj", "lm_head"], {}),  # a square Conv1D; fan_in_fan_out is saved as false
+        ("gpt2", ["attn.c_proj", "lm_head"], {"fan_in_fan_out": True}),
+        ("gpt2", ["wte"], {"ensure_weight_tying": True}),
+        ("smollm", ["embed_tokens", "lm_head"], {"ensure_weight_tying": True}),
+        ("smollm", ["lm_head", "q_proj"], {}),
+        ("llama", ["embed_tokens", "lm_head"], {}),
+        ("llama", ["q_proj", "down_proj"], {"init_lora_weights": "orthogonal"}),
+        ("gptneox", ["query_key_value"], {"use_rslora": True}),
     ],
 )
+@pytest.mark.parametrize("with_base", ["auto", False])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
-def test_pefts_own_adapter(tmp_path: Path, name: str, modules: list[str]) -> None:
-    """What peft saves gives the logits of peft's own model."""
+def test_pefts_own_adapter(
+    tmp_path: Path, name: str, modules: list[str], more: dict[str, Any], with_base: Any
+) -> None:
+    """What peft saves gives the logits of the model that peft makes of it."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     model = build(name)
     save(model, tmp_path / "hf")
-    model.config.tie_word_embeddings = False  # else peft only warns of the tied head
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=modules, fan_in_fan_out=name == "gpt2")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=modules, **more)
     adapted = peft.get_peft_model(model, config)
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for key, parameter in adapted.named_parameters():
             if "lora_" in key:
                 parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
-    adapted.save_pretrained(tmp_path / "lora")
-    expected = logits(adapted.eval(), tokens(20))
+    adapted.save_pretrained(tmp_path / "lora", save_embedding_layers=with_base)
+    again = peft.PeftModel.from_pretrained(build(name), tmp_path / "lora")
+    expected = logits(again.eval(), tokens(20))
     azquant.convert(tmp_path / "hf", tmp_path / "out.gguf", "f32", lora=tmp_path / "lora")
     found = azquant.load(tmp_path / "out.gguf", compute="fp32", kv_type="f32").logits(tokens(20))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -62,6 +62,17 @@ def test_against_transformers(tmp_path: Path, shared_data: Path) -> None:
     assert own.distance.mean_kl == pytest.approx(coarse.distance.mean_kl, rel=1e-3)
 
 
+def test_transformers_says_nothing_of_a_config_that_was_mended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GPT2Config saves end token 50256 whatever the vocabulary is; transformers warns of it at every load."""
+    pytest.importorskip("transformers")
+    config = {**GPT2_CONFIG, "model_type": "gpt2", "bos_token_id": 50256, "eos_token_id": 50256}
+    folder = write_checkpoint(tmp_path / "hf", config, gpt2_tensors(GPT2_CONFIG))
+    assert prove(quietly(folder, tmp_path / "out.gguf", "f32")).reference.startswith("transformers ")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_file_of_other_weights_shows(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     folder = write_checkpoint(tmp_path / "hf", GPT2_CONFIG, gpt2_tensors(GPT2_CONFIG))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import quantize_cases as cases
 from convert_support import llama_cpp
+from gguf_builder import STRING, info, pair, text
+from gguf_builder import gguf as gguf_bytes
 
 import azquant as aq
 from azquant.errors import (
@@ -157,12 +159,14 @@ def test_rows_that_no_block_fits_are_warned_of_and_refused_when_strict(sources: 
     assert not made.exists()
 
 
-def with_value(source: Path, made: Path, value: float) -> Path:
-    """A copy of ``source`` with ``value`` in row 3, column 5 of a tensor."""
+def with_value(
+    source: Path, made: Path, value: float, name: str = "blk.1.ffn_up.weight", row: int = 3
+) -> Path:
+    """A copy of ``source`` with ``value`` in row 3 (or ``row``), column 5 of a tensor."""
     data = bytearray(source.read_bytes())
     with open_gguf(source) as file:
-        tensor = file.tensors["blk.1.ffn_up.weight"]
-        at = tensor.offset + 4 * (3 * tensor.shape[-1] + 5)
+        tensor = file.tensors[name]
+        at = tensor.offset + 4 * (row * tensor.shape[-1] + 5)
     data[at : at + 4] = np.float32(value).tobytes()
     made.write_bytes(data)
     return made
@@ -181,6 +185,78 @@ def test_a_weight_that_is_no_number_is_named(sources: Path, tmp_path: Path, valu
     assert cases.digest(made) == cases.digest(tmp_path / "expected.gguf")
     with open_gguf(made) as file:
         assert file.metadata["azquant.nonfinite_zeroed"] == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("target", ["q4_0", "f32"])
+def test_a_copied_weight_that_is_no_number_is_named(
+    sources: Path, tmp_path: Path, value: float, target: str
+) -> None:
+    source = with_value(
+        sources / "gpt2-256-pure.gguf", tmp_path / "s.gguf", value, "blk.1.attn_norm.weight", 0
+    )
+    made = tmp_path / "made.gguf"
+    with pytest.raises(NonFiniteError, match=rf"'blk\.1\.attn_norm\.weight': {value} at row 0, column 5"):
+        quantize(source, made, target)
+    assert not made.exists()
+    quantize(source, made, target, nonfinite="zero")
+    with open_gguf(made) as file:
+        assert file.metadata["azquant.nonfinite_zeroed"] == 1
+        assert np.asarray(file.tensors["blk.1.attn_norm.weight"].data).view("<f4")[5] == 0
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "zero"])
+@pytest.mark.parametrize("dims", [(), (0,), (0, 4), (32, 0), (1,)], ids=str)
+def test_tensors_of_odd_shapes_are_copied(tmp_path: Path, dims: tuple[int, ...], nonfinite: str) -> None:
+    kv = [pair("general.architecture", STRING, text("llama"))]
+    infos = [info("blk.0.ffn_up.weight", (32, 4)), info("scale", dims, offset=512)]
+    (tmp_path / "source.gguf").write_bytes(gguf_bytes(kv, infos, b"\0" * 512 + b"\0\0\x80?" * 8))
+    quantize(tmp_path / "source.gguf", tmp_path / "made.gguf", "q4_0", nonfinite=nonfinite)
+    with open_gguf(tmp_path / "made.gguf") as file:
+        assert file.tensors["scale"].shape == dims[::-1]
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "zero"])
+def test_a_copied_block_without_a_scale_is_named(sources: Path, tmp_path: Path, nonfinite: str) -> None:
+    source, made = tmp_path / "source.gguf", tmp_path / "made.gguf"
+    quantize(sources / "gpt2-256-pure.gguf", source, "q4_0", pure=True)
+    data = bytearray(source.read_bytes())
+    with open_gguf(source) as file:
+        at = file.tensors["blk.1.ffn_up.weight"].offset + 18 * (256 // 32 * 2 + 1)
+    data[at : at + 2] = np.float16(np.inf).tobytes()
+    source.write_bytes(data)
+    with pytest.raises(NonFiniteError, match=r"'blk\.1\.ffn_up\.weight': \S+ at row 2, column 32; the q4_0"):
+        quantize(source, made, "q4_0", pure=True, nonfinite=nonfinite)
+    assert not made.exists()
+
+
+def test_an_importance_matrix_that_leaves_tensors_out(sources: Path, tmp_path: Path) -> None:
+    case = cases.CASES["llama-256-imatrix"]
+    whole = dict(case, imatrix="gguf")
+    cases.write_imatrix(dict(whole, layers=7), tmp_path / "less.gguf")
+    with pytest.warns(
+        ConversionWarning, match=r"less\.gguf says nothing of 7 of the 57 .*\(blk\.7\.attn_outp"
+    ):
+        aq.quantize_file(
+            sources / "llama-256-imatrix.gguf", tmp_path / "a.gguf", "q4_k_s", imatrix=tmp_path / "less.gguf"
+        )
+    with pytest.raises(ConversionError, match=r"blk\.7\..*weight: q2_k_s needs an importance matrix"):
+        quantize(
+            sources / "llama-256-imatrix.gguf", tmp_path / "b.gguf", "q2_k_s", imatrix=tmp_path / "less.gguf"
+        )
+    cases.write_imatrix(whole, tmp_path / "whole.gguf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aq.quantize_file(
+            sources / "llama-256-imatrix.gguf", tmp_path / "c.gguf", "q2_k_s", imatrix=tmp_path / "whole.gguf"
+        )
+
+
+def test_patterns_in_capitals_match_as_in_llama_quantize(sources: Path, tmp_path: Path) -> None:
+    report = quantize(
+        sources / "gpt2-256-pure.gguf", tmp_path / "a.gguf", "q4_0", tensor_types=[("FFN_Down", "Q6_K")]
+    )
+    assert {row.type for row in report.tensors if row.name.endswith("ffn_down.weight")} == {"q6_k"}
 
 
 def test_a_split_model_becomes_one_file_or_as_many_shards(sources: Path, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_the_config_without_a_change_converts_and_reads_back(name: str) -> None:
         ("falcon", {"alibi": True}, "alibi is True"),
         ("falcon", {"bias": True}, "bias is True"),
         ("falcon", {"parallel_attn": False}, "parallel_attn is False"),
+        ("falcon", {"parallel_attn": None}, "parallel_attn is False"),
         ("falcon", {"activation": "relu"}, "activation is 'relu'"),
         ("falcon", {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads is 2"),
         ("falcon", {"rope_parameters": YARN}, "'yarn' is not supported"),
@@ -147,6 +148,7 @@ def test_model_type_alone_is_enough(model_type: str, name: str) -> None:
         ("falcon", {"falcon.hidden_activation": "relu"}),
         ("starcoder2", {"starcoder2.attention.clamp_kqv": 8.0}),
         ("gptneox", {"gptneox.use_parallel_residual": 1}),
+        ("gptneox", {"gptneox.attention.head_count_kv": 2}),
         ("olmo2", {"olmo2.attention.sliding_window": 8}),
     ],
 )

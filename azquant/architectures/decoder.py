@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from azquant.architectures.fields import MAX_BLOCKS, Fields, gguf_vocab_size
-from azquant.architectures.rope import Rope, hf_rope
+from azquant.architectures.rope import FLAT_KEYS, Rope, hf_rope, hf_rope_section
 from azquant.gguf import MetadataValue, ValueType, keys
 
 __all__ = [
@@ -141,15 +141,18 @@ def read_hf(
     *,
     kinds: Sequence[str] = ("default", "linear"),
     epsilon: Sequence[str] = ("rms_norm_eps",),
+    default_epsilon: float = 1e-6,
     whole_width: bool = False,
     partial_rope: float | None = None,
     rope: Rope | None = None,
+    rope_keys: tuple[str, str] = FLAT_KEYS,
 ) -> dict[str, Any]:
     """The common hyperparameters of a ``config.json``, as keyword arguments of a :class:`DecoderConfig`.
 
     ``kinds`` are the RoPE scalings that GGUF has for this architecture; ``rope`` is given where it is not in
-    the usual keys. ``whole_width``: the heads together must be as wide as the model. ``partial_rope`` is the
-    default share of each head that turns, where it may be less than all.
+    the usual keys, ``rope_keys`` where those beside ``rope_scaling`` have names of their own.
+    ``whole_width``: the heads together must be as wide as the model. ``partial_rope`` is the default share of
+    each head that turns, where it may be less than all.
     """
     width = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
@@ -166,10 +169,10 @@ def read_hf(
         )
     turned = head_dim
     if partial_rope is not None:
-        section = fields.section("rope_parameters", "rope_scaling") or fields
-        share = (section if section.has("partial_rotary_factor") else fields).number(
-            "partial_rotary_factor", "rotary_pct", default=partial_rope
-        )
+        share = fields.number(rope_keys[1], default=partial_rope)
+        section = hf_rope_section(fields)
+        if section is not None:
+            share = section.number("partial_rotary_factor", default=share)
         turned = int(head_dim * share)
     if turned % 2 or not 0 < turned <= head_dim:
         fields.fail(
@@ -186,9 +189,9 @@ def read_hf(
         "head_count": heads,
         "head_count_kv": heads_kv,
         "head_dim": head_dim,
-        "norm_epsilon": fields.number(*epsilon, default=1e-6 if epsilon[0] == "rms_norm_eps" else 1e-5),
+        "norm_epsilon": fields.number(*epsilon, default=default_epsilon),
         "rope_dimension": turned,
-        "rope": rope or hf_rope(fields, turned, kinds, partial=partial_rope is not None),
+        "rope": rope or hf_rope(fields, turned, kinds, partial=partial_rope is not None, flat_keys=rope_keys),
         "tied": fields.flag("tie_word_embeddings") if fields.has("tie_word_embeddings") else None,
     }
 

@@ -38,8 +38,8 @@ class FalconConfig(DecoderConfig):
         fields = hf_fields(config)
         hf_refuse(fields, "falcon", alibi=False, bias=False)
         grouped = fields.flag("new_decoder_architecture", default=False)
-        if not grouped:
-            hf_refuse(fields, "falcon", parallel_attn=True)
+        if not grouped and not fields.flag("parallel_attn", default="parallel_attn" not in config):
+            fields.fail("parallel_attn is False, but GGUF's falcon computes only True")
         width = fields.integer("hidden_size")
         heads = fields.integer("num_attention_heads", "n_head")
         head_dim = fields.divides(heads, "num_attention_heads", width, "hidden_size")

@@ -93,6 +93,10 @@ class GPT2Config:
         width = fields.integer("n_embd", "hidden_size")
         heads = fields.integer("n_head", "num_attention_heads")
         fields.divides(heads, "n_head", width, "n_embd")
+        if (
+            fields.integer("num_attention_heads", default=heads) != heads
+        ):  # transformers takes the last it reads
+            fields.fail(f"n_head is {heads}, but num_attention_heads {config['num_attention_heads']}")
         return cls(
             vocab_size=fields.integer("vocab_size"),
             context_length=fields.integer("n_positions", "max_position_embeddings", "n_ctx"),

@@ -41,8 +41,17 @@ class GPTNeoXConfig(DecoderConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> GPTNeoXConfig:
         """From ``config.json``. Raises ConversionError for what is missing, impossible or not to be had."""
         fields = hf_fields(config)
+        common = read_hf(
+            fields,
+            epsilon=("layer_norm_eps",),
+            default_epsilon=1e-5,
+            whole_width=True,
+            partial_rope=0.25,
+            rope_keys=("rotary_emb_base", "rotary_pct"),
+        )
+        common["head_count_kv"] = common["head_count"]  # transformers has no grouped queries here
         return cls(
-            **read_hf(fields, epsilon=("layer_norm_eps",), whole_width=True, partial_rope=0.25),
+            **common,
             parallel=fields.flag("use_parallel_residual", default=True),
             attention_bias=fields.flag("attention_bias", default=True),
             activation=hf_gelu(fields, "hidden_act", "gelu"),
@@ -52,8 +61,13 @@ class GPTNeoXConfig(DecoderConfig):
     def from_gguf(cls, metadata: Mapping[str, Any]) -> GPTNeoXConfig:
         """From GGUF metadata as plain values. Raises ModelError for what is missing or impossible."""
         fields = gguf_fields(metadata, "gptneox")
+        common = read_gguf(fields, epsilon=LAYER_EPSILON)
+        if common["head_count_kv"] != common["head_count"]:
+            fields.fail(
+                "gptneox.attention.head_count_kv differs from head_count; gptneox has no grouped queries"
+            )
         return cls(
-            **read_gguf(fields, epsilon=LAYER_EPSILON),
+            **common,
             parallel=fields.flag("use_parallel_residual", default=True),
             activation=gguf_gelu(fields),
         )

@@ -1,4 +1,4 @@
-"""Llama 1 to 3.2 and Mistral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases, tied or separate head.
+"""Llama 1 to 3.2, Mistral, Ministral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases, tied or not.
 
 RoPE scaling: ``linear`` becomes the keys ``llama.rope.scaling.*``, ``llama3`` the tensor
 ``rope_freqs.weight`` (one divisor per pair of dimensions), as llama.cpp reads them. Other kinds are refused
@@ -19,6 +19,7 @@ from azquant.architectures.decoder import (
     DecoderConfig,
     gguf_windows,
     hf_refuse,
+    hf_windows,
     read_gguf,
     read_hf,
     window_metadata,
@@ -44,6 +45,14 @@ INV_FREQ = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers of old checkpoints."""
 
 
+def _is_mistral(config: Mapping[str, Any]) -> bool:
+    named = config.get("architectures")
+    mistrals = ("MistralForCausalLM", "MinistralForCausalLM")
+    return config.get("model_type") in ("mistral", "ministral") or (
+        isinstance(named, list) and any(name in named for name in mistrals)
+    )
+
+
 @dataclass(frozen=True)
 class LlamaConfig(DecoderConfig):
     """Hyperparameters of a Llama."""
@@ -62,12 +71,14 @@ class LlamaConfig(DecoderConfig):
         hf_refuse(fields, "llama", hidden_act=("silu", "swish"))
         common = read_hf(fields, kinds=("default", "linear", "llama3"))
         layers = common["block_count"]
-        window = 0
-        if config.get("model_type") == "mistral":  # LlamaForCausalLM takes no account of the key
-            window = fields.integer("sliding_window", default=0, low=0)
+        windows: tuple[int, ...] = ()
+        if _is_mistral(config):  # LlamaForCausalLM takes no account of these keys
+            silent = 0 if "sliding_window" in config else 4096  # null is none, silence transformers' default
+            window = fields.integer("sliding_window", default=silent, low=0)
+            windows = hf_windows(fields, layers, window, [True] * layers)
         return cls(
             **common,
-            windows=(window,) * layers if 0 < window < common["context_length"] else (),
+            windows=windows if max(windows, default=0) < common["context_length"] else (),
             attention_bias=fields.flag("attention_bias", default=False),
             mlp_bias=fields.flag("mlp_bias", default=False),
         )
@@ -154,8 +165,14 @@ def _program(config: LlamaConfig, weights: Weights) -> ProgramSpec[Any]:
 
 LLAMA = Architecture(
     name="llama",
-    hf_names=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
-    model_types=("mistral",),
+    hf_names=(
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "MinistralForCausalLM",
+        "LLaMAForCausalLM",
+        "LlamaModel",
+    ),
+    model_types=("mistral", "ministral"),
     config=LlamaConfig,
     rules=_rules,
     program=_program,

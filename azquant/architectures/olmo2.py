@@ -27,7 +27,7 @@ class Olmo2Config(DecoderConfig):
         """From ``config.json``. Raises ConversionError for what is missing, impossible or not to be had."""
         fields = hf_fields(config)
         hf_refuse(fields, "olmo2", hidden_act=("silu", "swish"), attention_bias=False)
-        return cls(**read_hf(fields, whole_width=True))
+        return cls(**read_hf(fields, default_epsilon=1e-5, whole_width=True))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Olmo2Config:

@@ -24,7 +24,7 @@ from azquant.architectures.decoder import (
 )
 from azquant.architectures.fields import Fields, gguf_fields, hf_fields
 from azquant.architectures.llama import DECODER_SIZES, INV_FREQ, window_warning
-from azquant.architectures.rope import Rope, frequencies
+from azquant.architectures.rope import Rope, frequencies, hf_rope_section
 from azquant.gguf import MetadataValue, keys
 from azquant.program import ProgramSpec
 
@@ -53,13 +53,13 @@ class Phi3Config(DecoderConfig):
         """From ``config.json``. Raises ConversionError for what is missing, impossible or not to be had."""
         fields = hf_fields(config)
         hf_refuse(fields, "phi3", hidden_act=("silu", "swish"), attention_bias=False)
-        section = fields.section("rope_parameters", "rope_scaling")
+        section = hf_rope_section(fields)
         stretched = section is not None and section.text("rope_type", "type", default="default") in LONGROPE
         rope = None
         if section is not None and stretched:
             holder = section if section.has("rope_theta") else fields
             rope = Rope(holder.number("rope_theta", default=10000.0))
-        common = read_hf(fields, whole_width=True, partial_rope=1.0, rope=rope)
+        common = read_hf(fields, default_epsilon=1e-5, whole_width=True, partial_rope=1.0, rope=rope)
         context, window = common["context_length"], fields.integer("sliding_window", default=0, low=0)
         original = context
         longrope: dict[str, Any] = {}

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from azquant.architectures.fields import Fields
 
-__all__ = ["Rope", "frequencies", "hf_rope"]
+__all__ = ["FLAT_KEYS", "Rope", "frequencies", "hf_rope", "hf_rope_section"]
+
+FLAT_KEYS = ("rope_theta", "partial_rotary_factor")
+"""What the base and the share of each head that turns are called beside ``rope_scaling``."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,15 @@ def frequencies(
     return (turns if divisors is None else turns / divisors).astype(np.float32)
 
 
+def hf_rope_section(fields: Fields) -> Fields | None:
+    """What a config says of RoPE in one place: ``rope_scaling``, else transformers 5's ``rope_parameters``.
+
+    Where both stand, as in configs written for both versions, transformers takes the first.
+    """
+    found = fields.section("rope_scaling")
+    return found if found is not None and found.values else fields.section("rope_parameters")
+
+
 def hf_rope(
     fields: Fields,
     head_dim: int,
@@ -42,16 +54,18 @@ def hf_rope(
     *,
     partial: bool = False,
     default_base: float = 10000.0,
+    flat_keys: tuple[str, str] = FLAT_KEYS,
 ) -> Rope:
     """The RoPE of a config whose heads turn ``head_dim`` elements. ``kinds``: the scalings GGUF has for it.
 
     Raises ConversionError for other kinds, and, unless ``partial``, for heads that turn in part.
     transformers 5 gathers everything in ``rope_parameters``; before, ``rope_theta`` stood beside
-    ``rope_scaling``.
+    ``rope_scaling``, under names of which some architectures have their own: ``flat_keys``.
     """
-    rope = fields.section("rope_parameters", "rope_scaling") or fields
-    base_keys = ("rope_theta", "rotary_emb_base")
-    base = (rope if rope.has(*base_keys) else fields).number(*base_keys, default=default_base)
+    rope = hf_rope_section(fields) or fields
+    base = fields.number(flat_keys[0], default=default_base)
+    if rope is not fields:
+        base = rope.number("rope_theta", default=base)
     for part in (rope, fields):
         if not partial and part.number("partial_rotary_factor", default=1.0) != 1.0:
             part.fail(

@@ -46,7 +46,9 @@ class Starcoder2Config(DecoderConfig):
         """From ``config.json``. Raises ConversionError for what is missing, impossible or not to be had."""
         fields = hf_fields(config)
         hf_refuse(fields, "starcoder2", norm_type="layer_norm", mlp_type="default")
-        common = read_hf(fields, epsilon=("norm_epsilon", "layer_norm_epsilon"), whole_width=True)
+        common = read_hf(
+            fields, epsilon=("norm_epsilon", "layer_norm_epsilon"), default_epsilon=1e-5, whole_width=True
+        )
         window = fields.integer("sliding_window", default=0, low=0)
         return cls(
             **common,

@@ -2,17 +2,19 @@
 
 An adapter folder holds adapter_config.json and adapter_model.safetensors (or .bin). For each adapted module
 it has A (r, in) and B (out, r); the merged weight is W + scale · B · A, with scale = alpha / r, or
-alpha / sqrt(r) for rank-stabilized adapters. GPT-2's Conv1D stores W as (in, out) (``fan_in_fan_out``): there
-the product is transposed. One band of rows is merged at a time.
+alpha / sqrt(r) for rank-stabilized adapters. GPT-2's Conv1D stores W as (in, out): there the product is
+transposed, whatever ``fan_in_fan_out`` says, which PEFT saves as the last module had it. With an adapted
+embedding or head PEFT saves its W too (``base_layer``), which then counts. One band of rows is merged at a
+time.
 
-Source: the formats as PEFT 0.17 writes them; Hu et al., arXiv 2106.09685.
+Source: the formats as PEFT 0.17 to 0.21 write them; Hu et al., arXiv 2106.09685.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +38,16 @@ _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>A|B)(?
 _EMBEDDING_KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_(?P<part>A|B)(?:\.default)?"
 )
+_BASE_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.base_layer\.weight")
 # What makes a LoRA into something else; a value that is false, empty or absent is plain LoRA.
 _REFUSED = (
     "use_dora", "modules_to_save", "layer_replication", "megatron_config", "trainable_token_indices",
     "use_qalora", "target_parameters", "alora_invocation_tokens", "corda_config", "arrow_config",
+    "use_bdlora", "kasa_config", "velora_config", "monteclora_config",
 )  # fmt: skip
+# Ways to begin (init_lora_weights) that leave the weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# take a part out of them, which the checkpoint still has.
+_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Adapter:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         self.folder, self.config, self._checkpoint = folder, config, checkpoint
-        self._transposed = config.get("fan_in_fan_out") is True
+        self._bases: dict[str, LazyTensor] = {}  # by module: weights that the adapter brings along
         self._pairs = self._read_pairs()
 
     @property
@@ -89,11 +96,6 @@ class Adapter:
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) else ""
 
-    @property
-    def ties(self) -> bool:
-        """Whether what is done to an embedding is done to the head tied to it."""
-        return self.config.get("ensure_weight_tying") is True
-
     def __len__(self) -> int:
         return len(self._pairs)
 
@@ -101,6 +103,9 @@ class Adapter:
         factors: dict[str, dict[str, Floats]] = {}
         embeddings: set[str] = set()
         for key, tensor in self._checkpoint.tensors.items():
+            if base := _BASE_KEY.fullmatch(key):
+                self._bases[base["module"]] = tensor
+                continue
             match = _KEY.fullmatch(key) or _EMBEDDING_KEY.fullmatch(key)
             if match is None or len(tensor.shape) != 2:
                 raise ConversionError(
@@ -151,32 +156,43 @@ class Adapter:
                 return value
         return default
 
-    def merge(self, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    def merge(
+        self, tensors: Mapping[str, LazyTensor], *, head: str, embedding: str, transposed: Collection[str]
+    ) -> dict[str, Any]:
         """``tensors`` of the checkpoint, those that the adapter changes replaced.
 
-        Raises ConversionError for a module that the checkpoint does not have, or in another shape.
+        A ``head`` that is not there is a copy of ``embedding``; both, and the ``transposed`` that store
+        (in, out), are named without a prefix. Raises ConversionError for a module that the checkpoint does
+        not have, or in another shape.
         """
         merged: dict[str, Any] = dict(tensors)
+        unused = set(self._bases).difference(self._pairs)
+        if unused:
+            raise ConversionError(f"{self.folder}: {min(unused)} has a base_layer, but no LoRA matrices")
         for module, pair in self._pairs.items():
-            name = self._find(module, tensors)
-            base, shape = tensors[name], (pair.b.shape[0], pair.a.shape[1])
-            transposed = self._transposed and not pair.embedding
-            expected = shape[::-1] if transposed else shape
+            name = self._find(module, tensors, head, embedding)
+            tied = name == head and head not in tensors
+            where = self._find(embedding.removesuffix(".weight"), tensors) if tied else name
+            base = self._bases.get(module) or tensors[where]
+            turned = _is_among(name, transposed)
+            shape = (pair.b.shape[0], pair.a.shape[1])
+            expected = shape[::-1] if turned else shape
             if tuple(base.shape) != expected:
-                hint = ""
-                if tuple(base.shape) == expected[::-1]:
-                    hint = f"; fan_in_fan_out of adapter_config.json is {self._transposed}"
                 raise ConversionError(
                     f"{self.folder}: the adapter changes {module} by {show_shape(expected)}, but {name} of "
-                    f"{base.file} has shape {show_shape(base.shape)}{hint}"
+                    f"{base.file} has shape {show_shape(base.shape)}"
                 )
-            merged[name] = MergedTensor(base, pair, transposed=transposed)
+            merged[name] = MergedTensor(base, pair, transposed=turned)
         return merged
 
-    def _find(self, module: str, tensors: Mapping[str, LazyTensor]) -> str:
+    def _find(
+        self, module: str, tensors: Mapping[str, LazyTensor], head: str = "", embedding: str = ""
+    ) -> str:
         name = f"{module}.weight"
         if name in tensors:
             return name
+        if head and name == head and any(_is_among(key, (embedding,)) for key in tensors):
+            return head
         # Checkpoints of the bare model lack the prefix that the adapter's modules have, or have one more.
         _, _, short = name.partition(".")
         ends = [key for key in tensors if key == short or key.endswith(f".{name}")]
@@ -185,6 +201,12 @@ class Adapter:
                 f"{self.folder}: the adapter changes {module}, which the checkpoint does not have"
             )
         return ends[0]
+
+
+def _is_among(name: str, short_names: Collection[str]) -> bool:
+    """Whether ``name`` is one of ``short_names``, whatever prefix it has before that."""
+    parts = name.split(".")
+    return any(".".join(parts[i:]) in short_names for i in range(len(parts)))
 
 
 def open_adapter(folder: Path, opened: ExitStack) -> Adapter:
@@ -202,6 +224,12 @@ def open_adapter(folder: Path, opened: ExitStack) -> Adapter:
     for key in _REFUSED:
         if config.get(key):
             raise ConversionError(f"{config_path}: {key} is set; only plain LoRA is merged")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _STARTS:
+        raise ConversionError(
+            f"{config_path}: init_lora_weights is {start!r:.40}, so the adapter belongs to weights that PEFT "
+            "changed at the start; save it with path_initial_model_for_weight_conversion"
+        )
     if config.get("bias", "none") != "none":
         raise ConversionError(f"{config_path}: bias is {config['bias']!r:.40}; trained biases are not merged")
     weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)

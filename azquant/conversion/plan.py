@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from azquant.architectures.base import Architecture, Constant, Keep, ModelConfig, TensorRule, show_shape
+from azquant.architectures.base import (
+    Architecture,
+    Constant,
+    Keep,
+    ModelConfig,
+    ScaleRows,
+    TensorRule,
+    Transform,
+    Transpose,
+    show_shape,
+)
 from azquant.checkpoint import Checkpoint, LazyTensor
 from azquant.conversion.lora import Adapter, MergedTensor
 from azquant.conversion.recipe import TARGETS, Choice, Model, Target, Weight, choose_types
@@ -75,11 +85,18 @@ def make_plan(
     With ``adapter``, the tensors that it changes are merged with it. Raises ConversionError for a tensor that
     is missing, left over, of the wrong shape or not of floats.
     """
-    merged: Mapping[str, Source] = adapter.merge(checkpoint.tensors) if adapter else checkpoint.tensors
-    prefix, tensors = _without_prefix(architecture, checkpoint, merged)
     rules = architecture.rules(config)
     head = next(rule for rule in rules if rule.name == architecture.HEAD)
     embedding = next(rule for rule in rules if rule.name == architecture.EMBEDDING)
+    merged: Mapping[str, Source] = checkpoint.tensors
+    if adapter:
+        merged = adapter.merge(
+            checkpoint.tensors,
+            head=head.source,
+            embedding=embedding.source,
+            transposed={rule.source for rule in rules if _turns(rule.transform)},
+        )
+    prefix, tensors = _without_prefix(architecture, checkpoint, merged)
     warnings = list(config.warnings)
     notes = list(config.notes)
 
@@ -87,7 +104,7 @@ def make_plan(
     if config.tied and embedding.source not in sources and head.source in sources:
         sources[embedding.source] = sources.pop(head.source)  # one matrix, saved under its other name
     table = sources.get(embedding.source)
-    if isinstance(table, MergedTensor) and head.source not in sources and adapter and not adapter.ties:
+    if isinstance(table, MergedTensor) and head.source not in sources:
         sources[head.source] = table.base  # in PEFT, the tied head keeps the weights it had
         notes.append("the adapter changes the embedding, but not the head tied to it: both are stored")
     ends = table, sources.get(head.source)
@@ -138,6 +155,10 @@ def make_plan(
     return Plan(planned, tuple(warnings), tuple(notes))
 
 
+def _turns(transform: Transform) -> bool:
+    return isinstance(transform.inner if isinstance(transform, ScaleRows) else transform, Transpose)
+
+
 def _without_prefix(
     architecture: Architecture[Any], checkpoint: Checkpoint, names: Mapping[str, Source]
 ) -> tuple[str, dict[str, Source]]:
@@ -166,7 +187,7 @@ def _has_own_head(
         # Absent though the config says it is separate: required, so that the plan names it as missing.
         return config.tied is False
     if embedding is None or not _equal(embedding, head):
-        if config.tied and not isinstance(embedding, MergedTensor):
+        if config.tied and not isinstance(embedding, MergedTensor) and not isinstance(head, MergedTensor):
             warnings.append(
                 f"config.json ties the head to the embedding, but {head.name} differs from it: "
                 "both are kept, as transformers 5 reads it"

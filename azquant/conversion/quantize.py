@@ -18,7 +18,7 @@ from azquant.conversion.plan import block_warnings
 from azquant.conversion.recipe import Choice, Model, Options, Target, Weight, choose_types, get_target
 from azquant.conversion.report import ConversionReport, TensorRow
 from azquant.cpu import num_threads
-from azquant.errors import ArgumentError, ConversionError, ConversionWarning
+from azquant.errors import ArgumentError, ConversionError, ConversionWarning, NonFiniteError
 from azquant.gguf import (
     GGUFFile,
     GGUFTensor,
@@ -44,6 +44,8 @@ BAND_ELEMENTS = 1 << 21
 
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 _PLAIN = ("f32", "f16", "bf16")
+_NO_IMPORTANCE = (*_PLAIN, "q8_0", "mxfp4", "tq1_0", "tq2_0")  # types that take no notice of one
+_NEVER_MEASURED = ("token_embd.weight", "output.weight")  # llama-imatrix leaves them out unless told
 
 
 def quantize_file(
@@ -69,13 +71,15 @@ def quantize_file(
 
     ``type`` is a target (see :data:`azquant.conversion.recipe.TARGETS`): q4_0, q4_k_m, q8_0, f16, ... With
     ``pure`` every weight gets the target's own type; ``output_type`` and ``token_embedding_type`` set those
-    tensors, ``tensor_types`` any tensor in whose name a regular expression is found. ``imatrix`` is an
-    importance matrix of llama-imatrix, GGUF or ``.dat``.
+    tensors, ``tensor_types`` any tensor in whose name a regular expression is found (in capitals or not).
+    ``imatrix`` is an importance matrix of llama-imatrix, GGUF or ``.dat``; a ConversionWarning says if it
+    leaves tensors out.
 
     A tensor that has its new type already is copied. One of another quantized type is refused unless
     ``allow_requantize``; the key ``azquant.requantized_from`` then tells of it. Rows that no block fits give
-    way to a type that fits, with a ConversionWarning; ``strict`` refuses. A NaN or infinity is an error;
-    ``nonfinite="zero"`` makes zeros of them, counted in ``azquant.nonfinite_zeroed``.
+    way to a type that fits, with a ConversionWarning; ``strict`` refuses. A NaN or infinity is an error, in
+    copied tensors too; ``nonfinite="zero"`` makes zeros of them, counted in ``azquant.nonfinite_zeroed``,
+    unless they stand in blocks.
 
     A split model (``src`` is its first shard) becomes one file; ``keep_split`` writes as many shards again,
     named after ``dst`` without its suffix: ``dst-00001-of-0000N.gguf``.
@@ -111,8 +115,10 @@ def quantize_file(
             )
             for tensor in file.tensors.values()
         }
-        _check(jobs.values(), target, importance is not None or dry_run, allow_requantize, strict)
+        _check(jobs.values(), target, dry_run, allow_requantize, strict)
         said = block_warnings({name: choices[name] for name in jobs})
+        if importance is not None:
+            said += _measure_warnings(importance, jobs.values())
         for message in said:
             warnings.warn(message, ConversionWarning, stacklevel=2)
         metadata = _metadata(file, target, jobs.values(), importance, dry_run)
@@ -162,6 +168,12 @@ class _Job:
     def copied(self) -> bool:
         return self.tensor.type is self.choice.type
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns; a scalar has one of each."""
+        *outer, columns = self.tensor.shape or (1,)
+        return prod(outer), columns
+
     def row(self) -> TensorRow:
         """What the report says of it."""
         tensor, choice = self.tensor, self.choice
@@ -172,14 +184,14 @@ class _Job:
 
     def pieces(self) -> Iterator[Piece]:
         """The bytes of the new tensor, a few rows at a time."""
-        if self.copied:
+        if self.copied and not self.tensor.type.can_dequantize:
             for start in range(0, self.tensor.nbytes, 4 * BAND_ELEMENTS):
                 stop = min(start + 4 * BAND_ELEMENTS, self.tensor.nbytes)
                 yield Piece(stop - start, partial(self._copy, start, stop), stop - start)
             return
-        rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
+        rows, columns = self.size
         row_bytes = self.choice.type.row_bytes(columns)
-        slices = 1 if self.importance is None else len(self.importance)
+        slices = 1 if self.copied or self.importance is None else len(self.importance)
         for i in range(slices):
             importance = None if self.importance is None else self.importance[i]
             for first, last in _bands(i * rows // slices, (i + 1) * rows // slices, columns):
@@ -194,19 +206,35 @@ class _Job:
         self, first: int, last: int, importance: NDArray[np.float32] | None
     ) -> Iterator[NDArray[np.uint8]]:
         band = self._floats(first, last)
-        if self.zero_nonfinite:
-            band = _without_nonfinite(band)
-        yield encode_rows(
-            band, self.choice.type, importance=importance, tensor=self.tensor.name, first_row=first
+        start, stop = self._offset(first), self._offset(last)
+        if self.copied and np.isfinite(band).all():
+            yield self.tensor.data[start:stop]
+        else:
+            if self.tensor.type.name not in _PLAIN and self.copied:
+                raise self._broken(band, first)
+            if self.zero_nonfinite:
+                band = _without_nonfinite(band)
+            yield encode_rows(
+                band, self.choice.type, importance=importance, tensor=self.tensor.name, first_row=first
+            )
+        self.tensor.release(start, stop)
+
+    def _broken(self, band: NDArray[np.float32], first: int) -> NonFiniteError:
+        """What is wrong with blocks that are copied, whose first row is ``first``."""
+        row, column = divmod(int(np.argmin(np.isfinite(band))), band.shape[1])
+        return NonFiniteError(
+            f"tensor {self.tensor.name!r}: {float(band[row, column])} at row {first + row}, column {column}; "
+            f"the {self.tensor.type} blocks of the source are broken",
+            index=(first + row) * band.shape[1] + column,
+            tensor=self.tensor.name,
         )
-        self.tensor.release(self._offset(first), self._offset(last))
 
     def _offset(self, row: int) -> int:
-        return row * self.tensor.type.row_bytes(self.tensor.shape[-1])
+        return row * self.tensor.type.row_bytes(self.size[1])
 
     def _floats(self, first: int, last: int) -> NDArray[np.float32]:
         """Rows in float32, F32 seen in place."""
-        columns = self.tensor.shape[-1]
+        columns = self.size[1]
         data = self.tensor.data[self._offset(first) : self._offset(last)]
         if self.tensor.type.name == "f32" and data.ctypes.data % 4 == 0:
             return data.view("<f4").reshape(last - first, columns)
@@ -214,7 +242,7 @@ class _Job:
 
     def count_nonfinite(self) -> int:
         """How many of its weights are NaN or infinite."""
-        rows, columns = prod(self.tensor.shape[:-1]), self.tensor.shape[-1]
+        rows, columns = self.size
         return sum(
             int((~np.isfinite(self._floats(first, last))).sum()) for first, last in _bands(0, rows, columns)
         )
@@ -248,7 +276,7 @@ def _importance_of(tensor: GGUFTensor, matrix: ImportanceMatrix | None) -> NDArr
 
 
 def _check(
-    jobs: Collection[_Job], target: Target, has_imatrix: bool, allow_requantize: bool, strict: bool
+    jobs: Collection[_Job], target: Target, dry_run: bool, allow_requantize: bool, strict: bool
 ) -> None:
     for job in jobs:
         tensor, choice = job.tensor, job.choice
@@ -268,10 +296,25 @@ def _check(
                 "quantizing the original would. Use the original file, or allow it (allow_requantize, "
                 "--allow-requantize)"
             )
-        if target.name == "q2_k_s" and choice.type.name == "q2_k" and not has_imatrix:
+        unmeasured = job.importance is None and tensor.name not in _NEVER_MEASURED
+        if target.name == "q2_k_s" and choice.type.name == "q2_k" and unmeasured and not dry_run:
             raise ConversionError(
                 f"tensor {tensor.name}: q2_k_s needs an importance matrix (imatrix, --imatrix)"
             )
+
+
+def _measure_warnings(importance: ImportanceMatrix, jobs: Collection[_Job]) -> list[str]:
+    """What is to be said of an importance matrix that leaves out what it could have helped."""
+    asking = [job for job in jobs if not job.copied and job.choice.type.name not in _NO_IMPORTANCE]
+    without = [
+        job.tensor.name for job in asking if job.importance is None and job.tensor.name not in _NEVER_MEASURED
+    ]
+    if not without:
+        return []
+    return [
+        f"{importance.path.name} says nothing of {len(without)} of the {len(asking)} tensors that could use "
+        f"an importance ({without[0]}{', ...' if len(without) > 1 else ''}): quantized without"
+    ]
 
 
 def _layouts(
@@ -303,7 +346,7 @@ def _metadata(
     again = sorted({job.tensor.type.name for job in work if job.tensor.type.name not in _PLAIN})
     if again:
         metadata["azquant.requantized_from"] = keys.array(ValueType.STRING, again)
-    if any(job.zero_nonfinite for job in work):
-        count = 0 if dry_run else sum(job.count_nonfinite() for job in work)
+    if any(job.zero_nonfinite for job in jobs):
+        count = 0 if dry_run else sum(job.count_nonfinite() for job in jobs)
         metadata["azquant.nonfinite_zeroed"] = keys.u64(count)
     return metadata

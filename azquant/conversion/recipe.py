@@ -167,7 +167,7 @@ class Options:
         patterns = []
         for pattern, name in tensor_types:
             try:
-                patterns.append((re.compile(pattern), _writable(name)))
+                patterns.append((re.compile(pattern, re.IGNORECASE), _writable(name)))
             except re.error as error:
                 raise ArgumentError(f"tensor type {pattern!r}: {error} in the regular expression") from None
         return cls(

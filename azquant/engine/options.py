@@ -71,4 +71,6 @@ def check_stops(stop: Any) -> tuple[str, ...]:
     for string in strings:
         if not isinstance(string, str) or not string:
             raise ArgumentError(f"a stop string must be a string that is not empty, not {string!r}")
+        if any("\ud800" <= char <= "\udfff" for char in string):
+            raise ArgumentError(f"the stop string {string!r} has a lone surrogate: no text ever shows it")
     return tuple(strings)

@@ -232,8 +232,9 @@ def _transformers(folder: Path) -> tuple[str, Run]:
     import transformers
 
     talk: Any = transformers.utils.logging
-    shown = talk.is_progress_bar_enabled()
+    shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
     talk.disable_progress_bar()
+    talk.set_verbosity_error()  # what is odd about the config, the conversion has said already
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,6 +242,7 @@ def _transformers(folder: Path) -> tuple[str, Run]:
                 folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
             )
     finally:
+        talk.set_verbosity(level)
         if shown:
             talk.enable_progress_bar()
     model.eval()
