@@ -14,6 +14,7 @@ enum {
     FP32_APART = 16,         /* floats between those rows, so that they do not lie in the same lines of a cache */
     KEPT_BYTES = 16 << 20,   /* most memory that stays with us between two calls */
     MAX_BANDS = 512,
+    STREAM_ROWS = 4, /* so many are one tile of every kernel */
 };
 
 /* ---- scratch ------------------------------------------------------------------------------------ */
@@ -72,6 +73,13 @@ azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floa
 
 /* ---- what comes after the sum -------------------------------------------------------------------- */
 
+/* Panels that one thread works through; those who are done with theirs help out. */
+typedef struct {
+    _Alignas(64) _Atomic int32_t next; /* alone on its cache line */
+    int32_t end;
+    int32_t apart; /* 0, or how far the two panels lie apart that are computed at once */
+} matmul_slice;
+
 typedef struct {
     const azq_linear *layer;
     const azq_kernel_slots *kernels;
@@ -83,6 +91,8 @@ typedef struct {
     int64_t row_tasks;
     int32_t starts[MAX_BANDS + 1]; /* first panel of each band of panels, and their end */
     int64_t bands;
+    matmul_slice *slices;
+    int n_slices, chunk; /* panels that a thread takes at once */
 } matmul_job;
 
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
@@ -146,15 +156,14 @@ static void act_task(void *context, int64_t task, int worker) {
     }
 }
 
-static void int8_task(void *context, int64_t task, int worker) {
-    (void)worker;
-    const matmul_job *job = context;
+static const uint8_t *packed_of(const azq_matrix *w) {
+    return atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
+}
+
+static void int8_panels(const matmul_job *job, int64_t row0, int64_t rows, int64_t panel0, int64_t panel_end) {
     const azq_matrix *w = job->layer->w;
-    const uint8_t *packed = atomic_load_explicit(&((azq_matrix *)(uintptr_t)w)->packed, memory_order_relaxed);
+    const uint8_t *packed = packed_of(w);
     azq_gemm_fn *gemm = job->kernels->gemm[w->type];
-    int64_t row0 = task % job->row_tasks * ROWS_PER_TASK;
-    int64_t rows = job->m - row0 < ROWS_PER_TASK ? job->m - row0 : ROWS_PER_TASK;
-    int64_t panel0 = job->starts[task / job->row_tasks], panel_end = job->starts[task / job->row_tasks + 1];
     enum { COLUMNS = PANELS_PER_CALL * AZQ_PANEL };
     float c[ROWS_PER_TASK * COLUMNS];
     for (int64_t p = panel0; p < panel_end; p += PANELS_PER_CALL) {
@@ -168,15 +177,90 @@ static void int8_task(void *context, int64_t task, int worker) {
     }
 }
 
+static void band_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const matmul_job *job = context;
+    int64_t row0 = task % job->row_tasks * ROWS_PER_TASK;
+    int64_t rows = job->m - row0 < ROWS_PER_TASK ? job->m - row0 : ROWS_PER_TASK;
+    int64_t band = task / job->row_tasks;
+    int8_panels(job, row0, rows, job->starts[band], job->starts[band + 1]);
+}
+
+/* Panels p and p + apart for p from panel0 on: two streams of memory without a jump. */
+static void int8_streams(const matmul_job *job, int64_t panel0, int64_t panel_end, int64_t apart) {
+    const azq_matrix *w = job->layer->w;
+    const uint8_t *packed = packed_of(w);
+    azq_gemm_fn *gemm = job->kernels->gemm[w->type];
+    float c[STREAM_ROWS * 2 * AZQ_PANEL];
+    for (int64_t p = panel0; p < panel_end; p++) {
+        gemm(&job->act, 0, job->m, packed + p * w->panel_bytes, apart * w->panel_bytes, 2, c, 2 * AZQ_PANEL);
+        for (int i = 0; i < 2; i++) {
+            int64_t column = (p + i * apart) * AZQ_PANEL;
+            int64_t columns = w->n - column < AZQ_PANEL ? w->n - column : AZQ_PANEL;
+            for (int64_t r = 0; r < job->m; r++) {
+                azq_linear_finish(job->layer, r, column, columns, c + (2 * r + i) * AZQ_PANEL, job->y, job->ldy);
+            }
+        }
+    }
+}
+
+static void slice_task(void *context, int64_t task, int worker) {
+    (void)task; /* a worker begins with the slice of its number: memory that follows on what it fetched last */
+    const matmul_job *job = context;
+    for (int i = 0; i < job->n_slices; i++) {
+        matmul_slice *slice = &job->slices[(worker + i) % job->n_slices];
+        int32_t panel;
+        while ((panel = atomic_fetch_add_explicit(&slice->next, job->chunk, memory_order_relaxed)) < slice->end) {
+            int64_t end = slice->end - panel < job->chunk ? slice->end : panel + job->chunk;
+            if (slice->apart) {
+                int8_streams(job, panel, end, slice->apart);
+            } else {
+                int8_panels(job, 0, job->m, panel, end);
+            }
+        }
+    }
+}
+
+/* Microseconds that a panel takes, guessed from its bytes and its multiply-adds. Never 0, as k may be. */
+static double panel_cost(const matmul_job *job) {
+    enum { BYTES_PER_MICROSECOND = 30000, MACS_PER_MICROSECOND = 250000 };
+    int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
+    return (double)(job->layer->w->panel_bytes + 1) / BYTES_PER_MICROSECOND +
+           (double)(rows * job->layer->w->k * AZQ_PANEL) / MACS_PER_MICROSECOND;
+}
+
+/* A slice of the panels for each thread, so that it reads one stretch of memory, in chunks of a microsecond. The
+ * fewest rows, which wait for memory alone, read it as two streams. An odd panel at the end is a slice by itself. */
+static void make_slices(matmul_job *job) {
+    int64_t panels = (job->layer->w->n + AZQ_PANEL - 1) / AZQ_PANEL, pairs = panels / 2, threads = azq_threads();
+    int64_t n = pairs < threads ? pairs : threads;
+    int streams = job->m <= STREAM_ROWS;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t from = pairs * i / n, to = pairs * (i + 1) / n;
+        matmul_slice *slice = &job->slices[i];
+        atomic_init(&slice->next, (int32_t)(2 * from));
+        slice->apart = streams ? (int32_t)(to - from) : 0;
+        slice->end = (int32_t)(streams ? to + from : 2 * to);
+    }
+    if (panels % 2) {
+        matmul_slice *last = &job->slices[n++];
+        atomic_init(&last->next, (int32_t)(panels - 1));
+        last->apart = 0;
+        last->end = (int32_t)panels;
+    }
+    job->n_slices = (int)n;
+    int64_t chunk = (int64_t)(1.0 / panel_cost(job)), least = streams ? 1 : 2; /* kernels take two panels at a time */
+    chunk = streams ? chunk / 2 : chunk / PANELS_PER_CALL * PANELS_PER_CALL;
+    job->chunk = (int)(chunk > least ? chunk < INT16_MAX ? chunk : INT16_MAX : least);
+}
+
 /* Bands of panels, long ones first: each a share of what is left, so that no thread waits long for the last
- * one, but worth handing out. How long a panel takes is guessed from its bytes and its multiply-adds. */
+ * one, but worth handing out. */
 static void make_bands(matmul_job *job) {
-    enum { SHARES = 2, BYTES_PER_MICROSECOND = 30000, MACS_PER_MICROSECOND = 250000, LEAST_MICROSECONDS = 3 };
+    enum { SHARES = 2, LEAST_MICROSECONDS = 3 };
     const azq_matrix *w = job->layer->w;
     int64_t panels = (w->n + AZQ_PANEL - 1) / AZQ_PANEL, threads = azq_threads();
-    int64_t rows = job->m < ROWS_PER_TASK ? job->m : ROWS_PER_TASK;
-    double cost = (double)(w->panel_bytes + 1) / BYTES_PER_MICROSECOND + /* never 0, as k may be */
-                  (double)(rows * w->k * AZQ_PANEL) / MACS_PER_MICROSECOND;
+    double cost = panel_cost(job);
     int64_t least = (int64_t)((LEAST_MICROSECONDS + cost) / cost);
     least = least > panels / MAX_BANDS + 1 ? least : panels / MAX_BANDS + 1;
     job->bands = 0;
@@ -209,8 +293,15 @@ static azq_status run_int8(matmul_job *job) {
         s->act_compute = AZQ_COMPUTE_INT8;
     }
     job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+    if (job->row_tasks == 1) {
+        matmul_slice slices[AZQ_MAX_THREADS + 1];
+        job->slices = slices;
+        make_slices(job);
+        azq_parallel(job->n_slices, AZQ_MAX_THREADS, slice_task, job);
+        return AZQ_OK;
+    }
     make_bands(job);
-    azq_parallel(job->bands * job->row_tasks, AZQ_MAX_THREADS, int8_task, job);
+    azq_parallel(job->bands * job->row_tasks, AZQ_MAX_THREADS, band_task, job);
     return AZQ_OK;
 }
 

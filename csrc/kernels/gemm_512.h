@@ -41,6 +41,8 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
         int64_t n_blocks = act->k / 32, at = row * n_blocks;                                                     \
         int64_t ahead = NEAR_BLOCKS < n_blocks ? NEAR_BLOCKS : n_blocks, turn = n_blocks - ahead;                \
         const uint8_t *fetch = panel + ahead * block_bytes;                                                      \
+        /* Where a panel ends its neighbour begins; when that is in this tile, go on behind it. */               \
+        int64_t jump = P == 2 && panel_bytes == n_blocks * block_bytes ? panel_bytes : 0;                        \
         __m512 sums[MAX_ROWS * 2];                                                                               \
         for (int i = 0; i < R * P; i++) {                                                                        \
             sums[i] = _mm512_setzero_ps();                                                                       \
@@ -51,8 +53,7 @@ enum { MAX_ROWS = 6, NEAR_BLOCKS = 12 };
             const uint8_t *head = group, *lines = group + in_group * (head_bytes);                               \
             for (int64_t b = 0; b < in_group; b++, at++, head += (head_bytes), lines += (line_bytes)) {          \
                 if (near) {                                                                                      \
-                    /* Where a panel ends its neighbour begins, which is in this tile: go on behind that. */     \
-                    fetch += g + b == turn ? (P - 1) * panel_bytes : 0;                                          \
+                    fetch += g + b == turn ? jump : 0;                                                           \
                     for (int p = 0; p < P; p++) {                                                                \
                         for (int i = 0; i < block_bytes; i += 64) {                                              \
                             _mm_prefetch((const char *)fetch + p * panel_bytes + i, _MM_HINT_T0);                \
