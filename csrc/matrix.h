@@ -39,6 +39,7 @@ typedef struct {
     const float *residual; /* (m, ld_residual) or NULL; may be the output itself */
     int64_t ld_residual;
     azq_map_fn *activation; /* or NULL */
+    const azq_matrix *next; /* what is multiplied after this, most likely, or NULL */
 } azq_linear;
 
 /* Memory for quantized activations and per-worker scratch; grows, never shrinks. Zero-initialize. */
@@ -69,7 +70,9 @@ azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floa
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
                        int64_t ldy);
 
-/* azq_linear_run in bf16; arguments as there, checked. */
+/* azq_linear_run in int8 and in bf16; arguments as there, checked. */
+azq_status azq_linear_int8(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
+                           float *y, int64_t ldy);
 azq_status azq_linear_bf16(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                            float *y, int64_t ldy);
 

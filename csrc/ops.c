@@ -97,7 +97,8 @@ static azq_map_fn *activation_of(const azq_kernel_slots *kernels, int32_t activa
 
 static azq_status run_linear(azq_program *p, const azq_op *op, const azq_step *step) {
     int64_t rows = p->buffers[op->out].outputs ? step->n_out : step->n_tokens;
-    azq_linear layer = {.w = op->w, .bias = op->vec0, .activation = activation_of(step->kernels, op->activation)};
+    azq_linear layer = {.w = op->w, .bias = op->vec0, .activation = activation_of(step->kernels, op->activation),
+                        .next = p->next[op - p->ops]};
     if (op->b >= 0) {
         layer.residual = row_of(p, op->b, 0, op->b_col);
         layer.ld_residual = p->buffers[op->b].width;

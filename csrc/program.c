@@ -101,7 +101,8 @@ azq_status azq_program_create(const azq_op *ops, int64_t n_ops, const azq_buffer
     p->ops = malloc((size_t)n_ops * sizeof *ops);
     p->buffers = malloc((size_t)n_buffers * sizeof *buffers);
     p->data = calloc((size_t)n_buffers, sizeof *p->data);
-    if (!p->ops || !p->buffers || !p->data) {
+    p->next = calloc((size_t)n_ops, sizeof *p->next);
+    if (!p->next || !p->ops || !p->buffers || !p->data) {
         azq_program_free(p);
         return AZQ_E_NOMEM;
     }
@@ -120,6 +121,11 @@ azq_status azq_program_create(const azq_op *ops, int64_t n_ops, const azq_buffer
         azq_program_free(p);
         return AZQ_E_PROGRAM;
     }
+    const azq_matrix *next = NULL;
+    for (int64_t i = 2 * n_ops - 1; i >= 0; i--) { /* the list begins anew with the next token */
+        p->next[i % n_ops] = next;
+        next = ops[i % n_ops].kind == AZQ_OP_LINEAR ? ops[i % n_ops].w : next;
+    }
     *out = p;
     return AZQ_OK;
 }
@@ -136,6 +142,7 @@ void azq_program_free(azq_program *p) {
     azq_free(p->rope_table);
     azq_free(p->scores);
     free(p->spans);
+    free(p->next);
     free(p->ops);
     free(p->buffers);
     free(p->data);

@@ -24,6 +24,7 @@ enum { AZQ_SPAN_TOKENS = 16, AZQ_SPAN_ROWS = 64 };
 struct azq_program {
     azq_op *ops;
     int64_t n_ops;
+    const azq_matrix **next; /* (n_ops): what the first linear op behind each multiplies by; or NULL */
     azq_buffer *buffers;
     float **data; /* per buffer: (rows, width) */
     int64_t n_buffers;

@@ -61,6 +61,32 @@ static inline void relax(void) {
 #endif
 }
 
+/* What this thread will read next; addresses, since nobody keeps that memory for it. */
+static _Thread_local struct {
+    uintptr_t at[2];
+    int64_t lines;
+} ahead;
+
+void azq_fetch_ahead(const void *first, const void *second, int64_t lines) {
+    ahead.at[0] = (uintptr_t)first;
+    ahead.at[1] = (uintptr_t)second;
+    ahead.lines = lines;
+}
+
+/* A moment of waiting. */
+static inline void pass_time(void) {
+    enum { LINE = 64, SECOND_CACHE = 2 };
+    if (ahead.lines <= 0) {
+        relax();
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        __builtin_prefetch((const void *)ahead.at[i], 0, SECOND_CACHE);
+        ahead.at[i] += LINE;
+    }
+    ahead.lines--;
+}
+
 /* Takes one task of generation `generation`; returns how many were left (>= 1), or 0 when none is. */
 static uint32_t take(uint32_t generation) {
     uint64_t ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
@@ -130,7 +156,7 @@ static uint32_t stay_awake(uint32_t seen) {
             if (generation != seen) {
                 return generation;
             }
-            relax();
+            pass_time();
         }
         int64_t waited = microseconds() - start;
         if (waited >= AWAKE_MICROSECONDS) {
@@ -267,7 +293,7 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
     work(generation, 0);
     for (int spins = 0; atomic_load_explicit(&pool.done, memory_order_acquire) != (uint32_t)n_tasks; spins++) {
         if (spins < 1000) {
-            relax();
+            pass_time();
         } else {
             sched_yield(); /* a worker was descheduled in the middle of a task */
         }

@@ -16,6 +16,10 @@ void azq_parallel(int64_t n_tasks, int max_workers, azq_task_fn *fn, void *conte
 /* Calls of this thread use n threads instead of azq_threads_set's number, until n = 0. */
 void azq_threads_here(int n);
 
+/* What this thread will read next: lines of 64 bytes at either address, fetched while it waits for other threads
+ * or for a job. A hint: the memory may be gone by then. */
+void azq_fetch_ahead(const void *first, const void *second, int64_t lines);
+
 int64_t azq_nanoseconds(void); /* of a clock that only goes forward */
 
 #endif
