@@ -62,7 +62,7 @@ class Worker:
         session.feed([(i, self.tokens[:prompt]) for i in range(batch)])
         begin = time.perf_counter()
         for at in range(prompt, prompt + tokens):
-            session.feed([(i, self.tokens[at : at + 1]) for i in range(batch)])
+            session.feed([(i, self.tokens[at : at + 1]) for i in range(batch)], copy=False)
         return time.perf_counter() - begin
 
     def schedule(self, tokens: int, batch: int, prompt: int) -> float:
@@ -80,7 +80,7 @@ class Worker:
         session, seconds = self.model.session(1, tokens), []
         for at in range(tokens):
             begin = time.perf_counter()
-            session.feed([(0, self.tokens[at : at + 1])])
+            session.feed([(0, self.tokens[at : at + 1])], copy=False)
             seconds.append(time.perf_counter() - begin)
         return seconds
 

@@ -128,6 +128,8 @@ typedef void azq_attend_fn(const azq_attend_row *rows, int64_t n_rows, const azq
 /* x = exp(x - max(x)) in place; returns the sum. Up to n is read and written. */
 typedef float azq_softmax_fn(float *x, int64_t n);
 typedef void azq_map_fn(float *x, int64_t n);
+/* y = a + b, or a * b, element by element; y may be a or b. */
+typedef void azq_pairs_fn(const float *a, const float *b, float *y, int64_t n);
 /* x = cap * tanh(x / cap) in place. */
 typedef void azq_softcap_fn(float *x, int64_t n, float cap);
 
@@ -154,6 +156,7 @@ typedef struct {
     azq_softmax_fn *softmax;
     azq_map_fn *gelu_tanh, *gelu_erf, *silu, *relu;
     azq_softcap_fn *softcap;
+    azq_pairs_fn *sum, *product;
     azq_stream_fn *stream_read;
     azq_peak_fn *peak_int8;
     azq_peak_fn *peak_bf16; /* NULL below AVX512-BF16 */

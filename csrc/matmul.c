@@ -69,20 +69,16 @@ azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floa
 
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
                        int64_t ldy) {
+    const azq_kernel_slots *kernels = azq_active();
     if (layer->bias) {
-        for (int64_t j = 0; j < columns; j++) {
-            c[j] += layer->bias[col + j];
-        }
+        kernels->sum(c, layer->bias + col, c, columns);
     }
     if (layer->activation) {
         layer->activation(c, columns);
     }
     y += row * ldy + col;
     if (layer->residual) {
-        const float *residual = layer->residual + row * layer->ld_residual + col;
-        for (int64_t j = 0; j < columns; j++) {
-            y[j] = c[j] + residual[j];
-        }
+        kernels->sum(c, layer->residual + row * layer->ld_residual + col, y, columns);
     } else {
         memcpy(y, c, (size_t)columns * sizeof *y);
     }

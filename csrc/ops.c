@@ -118,9 +118,7 @@ static void glu_row(const op_job *job, int64_t row) {
     if (activation) {
         activation(out, op->width);
     }
-    for (int64_t i = 0; i < op->width; i++) {
-        out[i] *= b[i];
-    }
+    job->step->kernels->product(out, b, out, op->width);
 }
 
 /* ---- sum, soft-cap ------------------------------------------------------------------------------- */

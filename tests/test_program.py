@@ -516,6 +516,17 @@ def test_the_likeliest_is_the_first_of_equals_and_the_first_nan() -> None:
         logits, ids = native.ffi.from_buffer("float[]", x), native.ffi.from_buffer("int32_t[]", found)
         assert native.lib.azq_likeliest(logits, len(x), n, ids) == 0
         assert found.tolist() == x.argmax(axis=1).tolist()
+    before = native.lib.azq_threads()
+    native.lib.azq_threads_set(3)
+    for n in (30_000, 100_003):  # rows fewer than threads, in pieces; blocks of which several hold the largest
+        for place in (0, 5, 1023, 1024, n // 2, n - 1):
+            x = np.round(chance.normal(size=(2, n)) * 2).astype(np.float32)
+            x[0, [place, n - 1]] = 100
+            x[1, [place, n - 1]] = np.nan
+            logits = native.ffi.from_buffer("float[]", x)
+            assert native.lib.azq_likeliest(logits, len(x), n, ids) == 0
+            assert found[: len(x)].tolist() == [place, place]
+    native.lib.azq_threads_set(before)
     assert native.lib.azq_likeliest(native.ffi.NULL, 1, 5, native.ffi.NULL) != 0
     assert native.lib.azq_likeliest(logits, 1, 0, ids) != 0
 

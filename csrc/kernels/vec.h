@@ -1,4 +1,4 @@
-/* Norms in fp32, written once over the vectors that exp.h describes and compiled by every ISA file, after exp.h,
+/* Norms, sums and products in fp32, written once over the vectors that exp.h describes and compiled by every ISA file, after exp.h,
  * inside its target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
  *
  * Sums use 16 lanes; a tail shorter than 16 is padded with zeros, which leaves the lanes' sums as they are. */
@@ -65,4 +65,24 @@ static void rms_norm(const float *x, const float *w, float eps, float *y, int64_
     }
 }
 
-#define AZQ_VEC_SLOTS .layer_norm = layer_norm, .rms_norm = rms_norm
+static void sum(const float *a, const float *b, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        v_store(y + i, v_add(v_load(a + i), v_load(b + i)));
+    }
+    for (; i < n; i++) {
+        y[i] = a[i] + b[i];
+    }
+}
+
+static void product(const float *a, const float *b, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        v_store(y + i, v_mul(v_load(a + i), v_load(b + i)));
+    }
+    for (; i < n; i++) {
+        y[i] = a[i] * b[i];
+    }
+}
+
+#define AZQ_VEC_SLOTS .layer_norm = layer_norm, .rms_norm = rms_norm, .sum = sum, .product = product

@@ -250,7 +250,7 @@ static void check_attend_q8_0(random_state *r, int64_t n, const azq_kernel_slots
     input_free(exact_values, sizeof(float), 0);
 }
 
-/* ---- norms, softmax, activations ----------------------------------------------------------------- */
+/* ---- norms, softmax, activations, sums ----------------------------------------------------------- */
 
 /* layer_norm with and without bias, rms_norm (kind 2). */
 static void check_norm(random_state *r, const azq_kernel_slots *slots, int64_t n, int kind) {
@@ -384,6 +384,28 @@ static void check_softcap(random_state *r, const azq_kernel_slots *slots, int64_
     numbers_free(&x);
 }
 
+/* y apart from a and b, and y being b. */
+static void check_pairs(random_state *r, int64_t n, azq_pairs_fn *pairs, int product) {
+    numbers a = numbers_new(r, n, 0, 2.0f), b = numbers_new(r, n, 0, 2.0f);
+    const float *x = a.data, *w = b.data;
+    guarded got = guarded_new((size_t)n * sizeof(float), (size_t)(4 * random_below(r, 16)));
+    guarded both = guarded_new((size_t)n * sizeof(float), (size_t)(4 * random_below(r, 16)));
+    float *y = (float *)(void *)got.data, *z = (float *)(void *)both.data;
+    memcpy(z, w, both.bytes);
+    pairs(x, w, y, n);
+    pairs(x, z, z, n);
+    int right = 1;
+    for (int64_t i = 0; i < n; i++) {
+        right &= y[i] == (product ? x[i] * w[i] : x[i] + w[i]) && z[i] == y[i];
+    }
+    expect(right, "%s, n %d: other numbers", product ? "product" : "sum", (int)n);
+    expect(guarded_intact(&got) && guarded_intact(&both), "%s, n %d: wrote outside", product ? "product" : "sum", (int)n);
+    guarded_free(&got);
+    guarded_free(&both);
+    numbers_free(&a);
+    numbers_free(&b);
+}
+
 void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     const azq_kernel_slots *scalar = definition();
     random_state r = {300};
@@ -405,6 +427,8 @@ void check_vectors(const char *isa, const azq_kernel_slots *slots, int rounds) {
     GROUP("gelu_erf", gelu_erf, check_map(&r, n, slots->gelu_erf, scalar->gelu_erf, exact_gelu_erf, "gelu_erf"));
     GROUP("silu", silu, check_map(&r, n, slots->silu, scalar->silu, exact_silu, "silu"));
     GROUP("softcap", softcap, check_softcap(&r, slots, n));
+    GROUP("sum", sum, check_pairs(&r, n, slots->sum, 0));
+    GROUP("product", product, check_pairs(&r, n, slots->product, 1));
     GROUP("relu", relu, check_map(&r, n, slots->relu, scalar->relu, exact_relu, "relu"));
 #undef GROUP
 }
