@@ -41,9 +41,9 @@ static struct {
 /* What calls of this thread use instead of pool.n_threads; 0 for that. */
 static _Thread_local int threads_here;
 
-/* How long an idle worker stays awake: longer than what lies between two steps of a generation, so that the
- * next job finds it at once. For the latter part it gives its processor to anyone who wants it. */
-enum { AWAKE_MICROSECONDS = 150, ALONE_MICROSECONDS = 50, PAUSES_PER_LOOK = 64 };
+/* How long an idle worker stays awake: longer than what lies between two steps of a batch or of a sampled answer
+ * (some 300 us of Python), so that the next job finds it at once. For the latter part it gives its processor to anyone who wants it. */
+enum { AWAKE_MICROSECONDS = 500, ALONE_MICROSECONDS = 50, PAUSES_PER_LOOK = 64 };
 
 int64_t azq_nanoseconds(void) {
     struct timespec t;
