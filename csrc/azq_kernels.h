@@ -168,7 +168,10 @@ typedef struct {
     azq_kernel_slots slots;
     /* Fewest rows of activations from which compute "auto" means bf16, by type of weights; 0: never. */
     int16_t bf16_rows[AZQ_TYPE_COUNT];
+    /* Types whose int8 kernel reads two panels side by side: for few rows, two that lie far apart. */
+    uint8_t paired_panels[AZQ_TYPE_COUNT];
 } azq_kernels;
+#define AZQ_PAIRED_PANELS_512 .paired_panels = {[AZQ_TYPE_Q4_0] = 1, [AZQ_TYPE_Q8_0] = 1, [AZQ_TYPE_Q6_K] = 1}
 
 /* The slots in use: those of the active ISA, holes filled from below. */
 const azq_kernel_slots *azq_active(void);

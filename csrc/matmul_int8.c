@@ -146,10 +146,10 @@ static void fetch_slice(const azq_matrix *w, int64_t m, int worker) {
     if (worker >= n) {
         return;
     }
-    int64_t from = slice_from(w, worker, n), pairs = slice_from(w, worker + 1, n) - from;
-    int64_t bytes = pairs * w->panel_bytes < AHEAD_BYTES ? pairs * w->panel_bytes : AHEAD_BYTES;
+    int64_t from = slice_from(w, worker, n), half = (slice_from(w, worker + 1, n) - from) * w->panel_bytes;
+    int64_t bytes = half < AHEAD_BYTES ? half : AHEAD_BYTES;
     packed += 2 * from * w->panel_bytes;
-    azq_fetch_ahead(packed, packed + pairs * w->panel_bytes, bytes / 64);
+    azq_fetch_ahead(packed, packed + (azq_active_isa()->paired_panels[w->type] ? half : bytes), bytes / 64);
 }
 
 static void slice_task(void *context, int64_t task, int worker) {
@@ -180,11 +180,12 @@ static double panel_cost(const matmul_job *job) {
 }
 
 /* A slice of the panels for each thread, so that it reads one stretch of memory, in chunks of a microsecond. The
- * fewest rows, which wait for memory alone, read it as two streams. An odd panel at the end is a slice by itself. */
+ * fewest rows, which wait for memory alone, read it as two streams where the kernel takes two panels at a time: each
+ * goes on where it was, instead of both jumping behind the other. An odd panel at the end is a slice by itself. */
 static void make_slices(matmul_job *job) {
     const azq_matrix *w = job->layer->w;
     int64_t n = pair_slices(w), panels = panels_of(w);
-    int streams = job->m <= STREAM_ROWS;
+    int streams = job->m <= STREAM_ROWS && azq_active_isa()->paired_panels[w->type];
     job->n_slices = (int)(n + panels % 2);
     for (int64_t i = 0; i < n; i++) {
         int64_t from = slice_from(w, i, n), to = slice_from(w, i + 1, n);

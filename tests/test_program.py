@@ -518,7 +518,7 @@ def test_the_likeliest_is_the_first_of_equals_and_the_first_nan() -> None:
         assert found.tolist() == x.argmax(axis=1).tolist()
     before = native.lib.azq_threads()
     native.lib.azq_threads_set(3)
-    for n in (30_000, 100_003):  # rows fewer than threads, in pieces; blocks of which several hold the largest
+    for n in (30_000, 100_003):  # fewer rows than threads: in pieces
         for place in (0, 5, 1023, 1024, n // 2, n - 1):
             x = np.round(chance.normal(size=(2, n)) * 2).astype(np.float32)
             x[0, [place, n - 1]] = 100

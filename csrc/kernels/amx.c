@@ -181,5 +181,6 @@ const azq_kernels azq_kernels_amx = {
                   [AZQ_TYPE_IQ4_NL] = 64,
                   [AZQ_TYPE_IQ4_XS] = 64,
                   [AZQ_TYPE_MXFP4] = 64},
+    AZQ_PAIRED_PANELS_512,
 };
 #endif

@@ -219,6 +219,7 @@ const azq_kernels azq_kernels_avx512bf16 = {
               .peak_bf16 = peak_bf16},
     /* Weights that are bf16 already; fp32 takes six times as long for many rows. Int8 stays faster than bf16. */
     .bf16_rows = {[AZQ_TYPE_BF16] = 8},
+    AZQ_PAIRED_PANELS_512,
 };
 
 AZQ_TARGET_END

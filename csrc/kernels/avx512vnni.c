@@ -231,6 +231,7 @@ const azq_kernels azq_kernels_avx512vnni = {
               .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
               AZQ_GEMM_TYPES_SLOTS(avx512vnni),
               AZQ_GEMM_FP32_SLOTS(avx512)},
+    AZQ_PAIRED_PANELS_512,
 };
 
 AZQ_TARGET_END
