@@ -114,7 +114,8 @@ static void copy_past_cache(uint8_t *to, const uint8_t *from, size_t bytes) {
 }
 
 typedef struct {
-    int64_t elements, piece, per_task; /* in all; done at once: a row where its importance counts, else PIECE; of a task */
+    int64_t elements, per_task;
+    int64_t piece; /* done at once: a row where its importance counts, else PIECE */
     int streamed;
     const float *x;
     uint8_t *blocks;
