@@ -237,13 +237,13 @@ static void quantize_bf16(const float *x, void *blocks, int64_t k) {
 static int all_below_2(const float *x, int64_t n) {
     __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(x + n - 16);
     /* What lies between, from one line of the cache to the next; some is seen twice. */
-    const float *p = x + (64 - (uintptr_t)x % 64) / sizeof *x;
-    for (; p + 32 <= x + n; p += 32) {
-        a = _mm512_or_si512(a, _mm512_loadu_si512(p));
-        b = _mm512_or_si512(b, _mm512_loadu_si512(p + 16));
+    int64_t i = (int64_t)(16 - (uintptr_t)x / sizeof *x % 16);
+    for (; i + 32 <= n; i += 32) {
+        a = _mm512_or_si512(a, _mm512_loadu_si512(x + i));
+        b = _mm512_or_si512(b, _mm512_loadu_si512(x + i + 16));
     }
-    if (p + 16 <= x + n) {
-        a = _mm512_or_si512(a, _mm512_loadu_si512(p));
+    if (i + 16 <= n) {
+        a = _mm512_or_si512(a, _mm512_loadu_si512(x + i));
     }
     return !_mm512_test_epi32_mask(_mm512_or_si512(a, b), _mm512_set1_epi32(1 << 30));
 }
