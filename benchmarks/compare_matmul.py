@@ -314,7 +314,7 @@ def main() -> None:
     """Runs what is missing, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="slices whose name contains this")
-    parser.add_argument("--again", action="store_true", help="also slices that the JSON has")
+    parser.add_argument("--again", action="store_true", help="also slices that the JSON has, oldest first")
     parser.add_argument(
         "--for", dest="seconds", type=float, default=float("inf"), help="begin none after so long"
     )
@@ -336,6 +336,8 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{'+' if name in report['slices'] else ' '} {name}" for name in wanted))
         return
+    if arguments.again:  # the oldest first: what --for cut short goes on where it was
+        wanted.sort(key=lambda name: report["slices"].get(name, {}).get("date", ""))
     start = time.monotonic()
     for name in () if arguments.render else wanted:
         if name in report["slices"] and not arguments.again:
