@@ -256,9 +256,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# azquant.torch and PyTorch's own layers",
         "",
-        f"`python benchmarks/compare_torch.py` on {head['cpu']} ({', '.join(head['flags'])}), "
-        f"{head['processors']} processors, {report['threads']} thread(s), {head['compiler']}, "
-        f"versions {head['versions']}.",
+        f"`python benchmarks/compare_torch.py` on {machine.line(head)}. {report['threads']} thread(s).",
         f"ISA of azquant: {head['isa']}. inference_mode; medians, interleaved. Weights to a scale: {GROUP}.",
         "",
         f"torchao: {report['torchao']}. Its DA8W4 kernel (int8 activations, int4 weights): "

@@ -69,6 +69,16 @@ def header() -> dict[str, Any]:
     }
 
 
+def line(head: dict[str, Any]) -> str:
+    """A header as pages show it."""
+    versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    return (
+        f"{head['cpu']} ({', '.join(head['flags'])}), {head['processors']} processors, "
+        f"Linux {head['kernel']}, {head['compiler']}, Python {head['python']}, "
+        f"azquant {head['azquant']}, {versions}"
+    )
+
+
 def slug() -> str:
     """The processor's name as part of a file name."""
     return "".join(c if c.isalnum() else "-" for c in _cpu_model().lower()).strip("-")

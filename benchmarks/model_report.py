@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import machine
+
 Report = dict[str, Any]
 
 SMALL, MIDDLE, LARGE = ("gpt2-134m", "llama-134m"), ("gpt2-369m",), ("gpt2-1.0b", "tinyllama-1.1b")
@@ -166,9 +168,8 @@ def markdown(report: Report) -> str:
     lines = [
         "# Whole models, Q4_0 (Q6_K head): azquant and llama.cpp",
         "",
-        f"`make peers bench-model` on {head['cpu']} ({', '.join(head['flags'])}), {head['processors']} "
-        f"processors, {', '.join(map(str, threads))} threads, {head['compiler']}, Python {head['python']}, "
-        f"azquant {head['azquant']} ({head['isa']} kernels), NumPy {head['versions'].get('numpy')}. "
+        f"`make peers bench-model` on {machine.line(head)}; {', '.join(map(str, threads))} threads, "
+        f"{head['isa']} kernels. "
         "Medians over rounds in which all contenders ran in turn; every ratio is of one run. Random weights, "
         "untied head, 32,000 tokens, 1024 positions, KV cache in F16. NumPy's rows are of short runs.",
         "",

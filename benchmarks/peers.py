@@ -26,10 +26,10 @@ class _InitParams(ctypes.Structure):
     _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 
 
-def ggml_folder() -> Path | None:
-    """Where build_peers.sh put ggml's libraries: AZQUANT_PEERS/llama.cpp/build/bin."""
+def ggml_folder(build: str = "build") -> Path | None:
+    """Where build_peers.sh put ggml's libraries: AZQUANT_PEERS/llama.cpp/build/bin, or build-avx2/bin."""
     root = os.environ.get("AZQUANT_PEERS")
-    folder = Path(root) / "llama.cpp" / "build" / "bin" if root else None
+    folder = Path(root) / "llama.cpp" / build / "bin" if root else None
     return folder if folder and (folder / "libggml-cpu.so").exists() else None
 
 
@@ -37,9 +37,10 @@ class Ggml:
     """ggml's CPU backend through ctypes, weights in the buffer type that its own loader prefers."""
 
     def __init__(self, folder: Path) -> None:
-        load = ctypes.CDLL
-        self.base = load(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-        self.cpu = load(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
+        # Symbols stay local, so that two builds of libggml-cpu live side by side. They share the libggml-base
+        # that was loaded first, the same code.
+        self.base = ctypes.CDLL(str(folder / "libggml-base.so"))
+        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         b = self.base
         for name, result, arguments in (

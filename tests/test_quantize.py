@@ -227,6 +227,26 @@ def test_the_first_element_that_is_no_number_is_named(isa: str, type: str, value
     assert caught.value.index == 1017 * 4096 + 100
 
 
+def test_a_nan_is_found_wherever_it_lies_in_memory(c_isa: str) -> None:
+    memory = np.zeros(128, np.float32)
+    for first in range(16):
+        x = memory[first : first + 96].reshape(1, 96)
+        for at in range(96):
+            x[0, at] = np.nan
+            with pytest.raises(NonFiniteError) as caught:
+                aq.quantize(x)
+            assert caught.value.index == at
+            x[0, at] = 0
+
+
+@pytest.mark.parametrize("type", ["q4_0", "q8_0", "f16"])
+def test_rows_of_any_length_are_the_same_as_one_by_one(c_isa: str, type: str) -> None:
+    x = np.random.default_rng(0).normal(size=(100, 96)).astype(np.float32)
+    x[40] *= 2e4  # large, and no scale overflows
+    rows = [aq.quantize(row, type).data for row in x]
+    assert np.array_equal(aq.quantize(x, type).data, np.concatenate(rows))
+
+
 @pytest.mark.parametrize(("type", "limit"), [("q4_0", 65520.0 * 8), ("q8_0", 65520.0 * 127)])
 def test_a_weight_too_large_for_its_scale_is_refused(isa: str, type: str, limit: float) -> None:
     below = np.nextafter(np.float32(limit), np.float32(0))
