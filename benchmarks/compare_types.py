@@ -54,7 +54,7 @@ def compare(names: list[str], threads: int, seconds: float, ggml: peers.Ggml | N
                 error = np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
                 if not error < 0.02:
                     raise SystemExit(f"{name}, M = {m}: azquant and ggml differ by {error:.3f}")
-            medians = time_in_turn(calls, x, seconds)
+            medians = time_in_turn(calls, x, seconds, 1)
             row = {"type": name, "m": m, "n": n, "k": COLUMNS, "threads": threads, "buffer_type": buffer_type}
             row |= {f"{who}_microseconds": value * 1e6 for who, value in medians.items()}
             row["gigabytes_per_second"] = q.nbytes / medians["azquant"] / 1e9
