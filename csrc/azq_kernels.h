@@ -120,6 +120,8 @@ enum {
 };
 static const uint8_t azq_fold_order[AZQ_SUM_LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
 typedef void azq_gemm_plane_fn(const float *x, const float *w, int64_t steps, int leaf, float *sums);
+/* Held to by tests/c/check_vectors.c, in units of 2^-24 of the exact result: norms n / 16 + 8, exp 8, activations
+ * 16 of max(|x|, 1); attention's bound stands there. */
 typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
 typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
 /* One query row: out (dim) = softmax(scale * query . keys) . values over positions first .. end - 1. */

@@ -19,7 +19,7 @@
 
 enum {
     CHUNK = 1024,
-    AHEAD = 8192,               /* bytes at least; memory is asked in its own order, across the rows read together */
+    AHEAD = 8192, /* bytes in all rows of W that are read side by side */
     X_AHEAD = 4096, W_AHEAD = 2048, /* bytes in planes */
 };
 
@@ -62,7 +62,6 @@ FP32_INLINE wide load_w_tail(const int type, const uint8_t *p, int64_t n) {
 FP32_INLINE void tile(const int type, const float *x, int64_t ldx, const int R, const uint8_t *w, int64_t ldw,
                       const int C, int64_t begin, int64_t end, const int fetch, float *sums, int64_t stride) {
     const int bytes = element_bytes(type);
-    const int64_t lead = C > 1 && C * ldw > AHEAD ? C * ldw : AHEAD;
     wide sum[TILE_ROWS][4]; /* all loops over it are short enough to be unrolled: it lies in registers */
     for (int r = 0; r < R; r++) {
         for (int c = 0; c < C; c++) {
@@ -76,7 +75,8 @@ FP32_INLINE void tile(const int type, const float *x, int64_t ldx, const int R, 
             const uint8_t *p = w + c * ldw + i * bytes;
             b[c] = load_w(type, p);
             if (fetch && i % (64 / bytes) == 0) {
-                __builtin_prefetch(w + lead + C * i * bytes + 64 * c);
+                /* Past the row's end: in the row that follows in its place. */
+                __builtin_prefetch(p + AHEAD / C + (i * bytes + AHEAD / C < ldw ? 0 : (C - 1) * ldw));
             }
         }
         for (int r = 0; r < R; r++) {
