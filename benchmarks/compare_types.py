@@ -3,10 +3,11 @@
     python benchmarks/compare_types.py [--type q4_k,f16] [--m 1,4] [--isa avx2] [--threads 1] [--out folder]
 
 AZQUANT_PEERS names the folder of build_peers.sh; an ISA without AVX-512 meets the llama.cpp built for AVX2,
-if that is there. Each run measures one ISA and adds its rows to what the JSON of this machine holds, so that
-a long table can be made in slices; the page is made of all of them. The weights have 4096 columns; 16384 rows
-where x has few (more than the last cache holds), 4096 where x has many. A figure is the median over rounds
-in which all ran in turn, each in a short burst; of RUNS such runs the one that disturbed all of them least counts.
+if that is there. Each run measures one ISA and adds its rows to what the JSON of this machine holds, so
+that a long table can be made in slices; the page is made of all of them. The weights have 4096 columns;
+16384 rows where x has few (more than the last cache holds), 4096 where x has many. A figure is the median
+over rounds in which all ran in turn, each in a short burst; of RUNS such runs the one with the shortest
+times counts.
 """
 
 from __future__ import annotations
@@ -126,13 +127,13 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Matmul, weights of every type: azquant and ggml",
         "",
-        "`AZQUANT_PEERS=folder python benchmarks/compare_types.py --isa NAME --threads N`, for each ISA and "
-        f"number of threads below, on {head['cpu']} ({', '.join(head['flags'])}), {head['processors']} processors, "
-        f"{head['compiler']}, versions {head['versions']}.",
+        "`AZQUANT_PEERS=folder python benchmarks/compare_types.py --isa NAME --threads N`, for each ISA "
+        f"and number of threads below, on {head['cpu']} ({', '.join(head['flags'])}), "
+        f"{head['processors']} processors, {head['compiler']}, versions {head['versions']}.",
         f"Weights of {COLUMNS} columns and {ROWS[1]} rows (M = 512: {ROWS[512]}). Microseconds, medians of "
-        "runs in which both took turns, with compute `auto`. Of stream: the bytes of the GGUF weights a second, as "
-        "a share of what reading a buffer of that size gave just before. x ggml: ggml's time over ours. ISAs "
-        "without AVX-512 meet a ggml built for AVX2, the others one built for this machine.",
+        "runs in which both took turns, with compute `auto`. Of stream: the bytes of the GGUF weights a "
+        "second, as a share of what reading a buffer of that size gave just before. x ggml: ggml's time over "
+        "ours. ISAs without AVX-512 meet a ggml built for AVX2, the others one built for this machine.",
         "",
     ]
     if not any(flag.startswith("amx") for flag in head["flags"]):
