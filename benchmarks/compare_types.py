@@ -1,6 +1,7 @@
 """Matmul with weights of every type against ggml's, interleaved: a page and JSON in benchmarks/results.
 
-    python benchmarks/compare_types.py [--type q4_k,f16] [--m 1,4] [--isa avx2] [--threads 1] [--out folder]
+    python benchmarks/compare_types.py [--type q4_k,f16] [--m 1,4] [--isa avx2] [--threads 1]
+        [--missing] [--out folder]
 
 AZQUANT_PEERS names the folder of build_peers.sh; an ISA without AVX-512 meets the llama.cpp built for AVX2,
 if that is there. Each run measures one ISA and adds its rows to what the JSON of this machine holds, so
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=machine.header()["processors"])
     parser.add_argument("--isa", default=aq.isas()[-1], help="the best one by default")
     parser.add_argument("--seconds", type=float, default=0.4, help="for each run of a row of the table")
+    parser.add_argument("--missing", action="store_true", help="only rows that the JSON does not hold yet")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
@@ -207,6 +209,9 @@ def main() -> None:
     rows = {key(row): row for row in report["rows"]}
     new = []
     for name, m in itertools.product(arguments.type.split(","), map(int, arguments.m.split(","))):
+        wanted = {"threads": arguments.threads, "isa": arguments.isa, "type": name, "m": m}
+        if arguments.missing and key(wanted) in rows:
+            continue
         row = measure(name, m, arguments.threads, arguments.seconds, ggml)
         new.append(row)
         rows[key(row)] = row

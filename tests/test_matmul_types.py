@@ -168,8 +168,8 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(c_isa: str, name: str) -> No
 
 
 def fma(a: Floats, b: Floats, c: Floats) -> Floats:
-    """a * b + c, rounded once. The product is exact in float64; where the sum there is not, its last bit is made odd,
-    so that rounding it again to float32 cannot tip the wrong way."""
+    """a * b + c, rounded once. The product is exact in float64; where the sum there is not, its last bit is
+    made odd, so that rounding it again to float32 cannot tip the wrong way."""
     product, c64 = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + c64
     other = total - product
