@@ -150,11 +150,12 @@ AARCH64_CC ?= aarch64-linux-gnu-gcc
 AARCH64_TAG ?= manylinux_2_36_aarch64
 AARCH64_SITE := build/aarch64-site
 ARM_PYTHON ?=
+# Not isolated: pip, told that this is ARM, would fill the build environment with packages for ARM.
 wheel-aarch64: $(VENV)/.installed-text
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build "setuptools>=77" "cffi>=1.17"
 	rm -rf build dist/azquant-*$(AARCH64_TAG).whl
 	CC="$(AARCH64_CC)" LDSHARED="$(AARCH64_CC) -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 \
-	  $(BIN)/python -m build --wheel -C--build-option=--plat-name=$(AARCH64_TAG)
+	  $(BIN)/python -m build --wheel --no-isolation -C--build-option=--plat-name=$(AARCH64_TAG)
 	$(BIN)/python -m zipfile --list dist/azquant-*$(AARCH64_TAG).whl | grep -q '_azquant\..*so' || { \
 	  echo "the kernels did not compile with $(AARCH64_CC)" >&2; false; }
 ifneq ($(ARM_PYTHON),)
