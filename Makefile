@@ -141,17 +141,34 @@ dist: $(VENV)/.installed-text
 	rm -rf build dist
 	$(BIN)/python -m build
 
-# A wheel for 64-bit ARM Linux from another machine: the stable ABI needs no Python of that kind, and the tag names
-# the cross compiler's C library (Debian 12's). What is published cibuildwheel makes, see pyproject.toml.
+# A wheel for 64-bit ARM Linux from another machine, without Docker: the stable ABI needs no Python of that kind, and
+# the tag names the cross compiler's C library (Debian 12's). What is published cibuildwheel makes, see pyproject.toml.
+# With ARM_PYTHON, a Python for ARM, the wheel is also installed, beside its dependencies from the index, and run.
+# Such a Python, unpacked as root: debootstrap --arch=arm64 --foreign --include=python3 bookworm ROOT; then
+# make wheel-aarch64 ARM_PYTHON="qemu-aarch64 -L ROOT ROOT/usr/bin/python3".
 AARCH64_CC ?= aarch64-linux-gnu-gcc
 AARCH64_TAG ?= manylinux_2_36_aarch64
+AARCH64_SITE := build/aarch64-site
+ARM_PYTHON ?=
+# Not isolated: pip, told that this is ARM, would fill the build environment with packages for ARM.
 wheel-aarch64: $(VENV)/.installed-text
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build
-	rm -rf build
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) build "setuptools>=77" "cffi>=1.17"
+	rm -rf build dist/azquant-*$(AARCH64_TAG).whl
 	CC="$(AARCH64_CC)" LDSHARED="$(AARCH64_CC) -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 \
-	  $(BIN)/python -m build --wheel -C--build-option=--plat-name=$(AARCH64_TAG)
+	  $(BIN)/python -m build --wheel --no-isolation -C--build-option=--plat-name=$(AARCH64_TAG)
 	$(BIN)/python -m zipfile --list dist/azquant-*$(AARCH64_TAG).whl | grep -q '_azquant\..*so' || { \
 	  echo "the kernels did not compile with $(AARCH64_CC)" >&2; false; }
+ifneq ($(ARM_PYTHON),)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --target $(AARCH64_SITE) --only-binary=:all: --implementation cp \
+	  --python-version $(shell $(ARM_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	  $(foreach tag,$(AARCH64_TAG) manylinux_2_28_aarch64 manylinux_2_17_aarch64 manylinux2014_aarch64,--platform $(tag)) \
+	  dist/azquant-*$(AARCH64_TAG).whl
+	cd build && AZQUANT_BACKEND=c PYTHONPATH=$(notdir $(AARCH64_SITE)) $(ARM_PYTHON) -c 'import numpy as np, azquant as aq; \
+	  w = aq.quantize(np.eye(64, dtype=np.float32)); y = aq.matmul(np.ones((3, 64), np.float32), w); \
+	  assert abs(y - 1).max() < 0.05; print("the wheel runs:", aq.backend(), aq.isas(), aq.__file__)'
+else
+	@echo "built, not run: ARM_PYTHON is not set"
+endif
 
 clean:
 	rm -rf build dist $(OUT) tests/c/build *.egg-info azquant/_azquant.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,15 +1,20 @@
-"""Matmul with weights of every type against ggml's, interleaved in one run: a table, and JSON where asked.
+"""Matmul with weights of every type against ggml's, interleaved: a page and JSON in benchmarks/results.
 
-    python benchmarks/compare_types.py [--type q4_k,f16] [--threads 1] [--isa avx2] [--json results.json]
+    python benchmarks/compare_types.py [--type q4_k,f16] [--m 1,4] [--isa avx2] [--threads 1]
+        [--missing] [--out folder]
 
-AZQUANT_PEERS names the folder of build_peers.sh. The weights have 4096 columns; 16384 rows where x has few
-(more than the last cache holds), 4096 where x has many. Every figure is the median over rounds in which both
-ran in turn, each in a short burst; "ratio" is ggml's time over ours, and a row below 1 is named at the end.
+AZQUANT_PEERS names the folder of build_peers.sh; an ISA without AVX-512 meets the llama.cpp built for AVX2,
+if that is there. Each run measures one ISA and adds its rows to what the JSON of this machine holds, so
+that a long table can be made in slices; the page is made of all of them. The weights have 4096 columns;
+16384 rows where x has few (more than the last cache holds), 4096 where x has many. A figure is the median
+over rounds in which all ran in turn, each in a short burst; of RUNS such runs the one with the shortest
+times counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -30,6 +35,10 @@ COLUMNS = 4096
 ROWS = {1: 16384, 4: 16384, 512: 4096}
 """M -> N."""
 DISTINCT = 256
+RUNS = 2
+BF16, TORCH = "azquant, bf16", "torch bf16"
+"""For F16 and BF16 weights and many rows."""
+RATIOS = (("ggml", "ratio"), ("torch", "torch_ratio"))
 
 
 def weights(name: str, n: int) -> aq.QTensor:
@@ -39,67 +48,180 @@ def weights(name: str, n: int) -> aq.QTensor:
     return aq.QTensor(np.tile(some, n // DISTINCT), (n, COLUMNS), name)
 
 
-def compare(names: list[str], threads: int, seconds: float, ggml: peers.Ggml | None) -> list[dict[str, Any]]:
-    """A row per type and M."""
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        for m, n in ROWS.items():
-            q = weights(name, n).pack()
-            x = np.random.default_rng(1).standard_normal((m, COLUMNS), dtype=np.float32)
-            calls: dict[str, peers.Multiply] = {"azquant": lambda x, q=q: aq.matmul(x, q)}
-            buffer_type = ""
-            if ggml:
-                buffer_type, calls["ggml"] = ggml.matmul(q.data, n, COLUMNS, m, threads, TYPES[name].id)
-                ours, theirs = calls["azquant"](x), calls["ggml"](x)
-                error = np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
-                if not error < 0.02:
-                    raise SystemExit(f"{name}, M = {m}: azquant and ggml differ by {error:.3f}")
-            medians = time_in_turn(calls, x, seconds)
-            row = {"type": name, "m": m, "n": n, "k": COLUMNS, "threads": threads, "buffer_type": buffer_type}
-            row |= {f"{who}_microseconds": value * 1e6 for who, value in medians.items()}
-            row["gigabytes_per_second"] = q.nbytes / medians["azquant"] / 1e9
-            row["gigamacs_per_second"] = m * n * COLUMNS / medians["azquant"] / 1e9
-            if ggml:
-                row["ratio"] = medians["ggml"] / medians["azquant"]
-            rows.append(row)
-            theirs_us = f"{medians['ggml'] * 1e6:10.0f} {row['ratio']:6.2f}x  {buffer_type}" if ggml else ""
-            rates = f"{row['gigabytes_per_second']:6.1f} GB/s {row['gigamacs_per_second']:6.0f} GMAC/s"
-            ours_us = f"{medians['azquant'] * 1e6:10.0f}"
-            print(f"{threads} {name:8} {m:4} {n:6} {ours_us} {rates} {theirs_us}", flush=True)
-    return rows
+def torch_bf16(q: aq.QTensor, threads: int) -> peers.Multiply | None:
+    """PyTorch's product with the same weights in bf16 and an x in bf16."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(threads)
+    w = torch.from_numpy(q.dequantize()).bfloat16()
+    x = torch.randn(512, q.shape[1], dtype=torch.bfloat16)
+    return lambda _: torch.nn.functional.linear(x, w)
+
+
+def measure(name: str, m: int, threads: int, seconds: float, ggml: peers.Ggml | None) -> dict[str, Any]:
+    """A row of the report."""
+    n = ROWS[m]
+    q = weights(name, n).pack()
+    x = np.random.default_rng(1).standard_normal((m, COLUMNS), dtype=np.float32)
+    calls: dict[str, peers.Multiply] = {"azquant": lambda x: aq.matmul(x, q)}
+    row: dict[str, Any] = {
+        "isa": aq.active_isa(),
+        "threads": threads,
+        "type": name,
+        "m": m,
+        "n": n,
+        "k": COLUMNS,
+    }
+    if ggml:
+        row["buffer_type"], calls["ggml"] = ggml.matmul(q.data, n, COLUMNS, m, threads, TYPES[name].id)
+        ours, theirs = calls["azquant"](x), calls["ggml"](x)
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
+        if not error < 0.02:
+            raise SystemExit(f"{name}, M = {m}: azquant and ggml differ by {error:.3f}")
+    if m == max(ROWS) and name in ("f16", "bf16") and (torch := torch_bf16(q, threads)):
+        calls |= {BF16: lambda x: aq.matmul(x, q, "bf16"), TORCH: torch}
+    shortest = np.inf
+    for _ in range(RUNS):
+        stream = limits.stream_read(q.nbytes) if m == 1 else 0
+        medians = time_in_turn(calls, x, seconds, 1)
+        found = {f"{who}_microseconds": value * 1e6 for who, value in medians.items()}
+        if sum(found.values()) > shortest:
+            continue
+        shortest = sum(found.values())
+        row |= found
+        row["gigabytes_per_second"] = q.nbytes / medians["azquant"] / 1e9
+        row["gigamacs_per_second"] = m * n * COLUMNS / medians["azquant"] / 1e9
+        if m == 1:
+            row["stream_gigabytes_per_second"] = stream / 1e9
+            row["percent_of_stream"] = 100 * q.nbytes / medians["azquant"] / stream
+        if ggml:
+            row["ratio"] = medians["ggml"] / medians["azquant"]
+        if TORCH in medians:
+            row["torch_ratio"] = medians[TORCH] / medians[BF16]
+    if ggml:
+        ggml.release()
+        ggml._buffers.clear()
+    return row
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a newer row replaces an older one by, and the order of the page."""
+    return (-row["threads"], [*aq.isas(), row["isa"]].index(row["isa"]), NAMES.index(row["type"]), row["m"])
+
+
+def misses(rows: list[dict[str, Any]]) -> str:
+    """The rows in which a peer is faster, in words."""
+    found = [f"{r['type']} at M = {r['m']} ({r['ratio']:.2f})" for r in rows if r.get("ratio", 1) < 1]
+    found += [
+        f"{r['type']} at M = {r['m']} against torch ({r['torch_ratio']:.2f})"
+        for r in rows
+        if r.get("torch_ratio", 1) < 1
+    ]
+    return ", ".join(found) or "none"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    head = report["machine"]
+    lines = [
+        "# Matmul, weights of every type: azquant and ggml",
+        "",
+        "`AZQUANT_PEERS=folder python benchmarks/compare_types.py --isa NAME --threads N`, for each ISA "
+        f"and number of threads below, on {head['cpu']} ({', '.join(head['flags'])}), "
+        f"{head['processors']} processors, {head['compiler']}, versions {head['versions']}.",
+        f"Weights of {COLUMNS} columns and {ROWS[1]} rows (M = 512: {ROWS[512]}). Microseconds, medians of "
+        "runs in which both took turns, with compute `auto`. Of stream: the bytes of the GGUF weights a "
+        "second, as a share of what reading a buffer of that size gave just before. x ggml: ggml's time over "
+        "ours. ISAs without AVX-512 meet a ggml built for AVX2, the others one built for this machine.",
+        "",
+    ]
+    if not any(flag.startswith("amx") for flag in head["flags"]):
+        lines += [
+            "This machine has no AMX: what is wanted of Q6_K and Q8_0 there (at M = 512 four times ggml) "
+            "could not be measured.",
+            "",
+        ]
+    for (_, _), found in itertools.groupby(report["rows"], lambda row: (row["threads"], row["isa"])):
+        rows = list(found)
+        lines += [
+            f"## {rows[0]['isa']}, {rows[0]['threads']} thread(s)",
+            "",
+            f"Slower than a peer: {misses(rows)}.",
+            "",
+            "| type | "
+            + " | ".join(f"M = {m} | {'of stream | ' if m == 1 else ''}x ggml" for m in ROWS)
+            + " |",
+            "|" + "---|" * (2 + 2 * len(ROWS)),
+        ]
+        for name in dict.fromkeys(row["type"] for row in rows):
+            cells = [name]
+            for m in ROWS:
+                row = next((r for r in rows if (r["type"], r["m"]) == (name, m)), {})
+                cells.append(f"{row['azquant_microseconds']:.0f}" if row else "")
+                if m == 1:
+                    cells.append(f"{row['percent_of_stream']:.0f}%" if row else "")
+                cells.append(f"{row['ratio']:.2f}" if "ratio" in row else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        for row in rows:
+            if "torch_ratio" in row:
+                ours, theirs = (row[f"{who}_microseconds"] for who in (BF16, TORCH))
+                lines += [
+                    "",
+                    f"{row['type']} at M = {row['m']} with compute `bf16`: {ours:.0f}, torch in bf16 "
+                    f"{theirs:.0f}, {row['torch_ratio']:.2f} times as fast.",
+                ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def ggml_of(isa: str) -> peers.Ggml | None:
+    """The build of llama.cpp that an ISA is compared with."""
+    folder = peers.ggml_folder()
+    plain = folder.parents[1] / "build-avx2" / "bin" if folder and isa in ("avx2", "avxvnni") else None
+    if plain and (plain / "libggml-cpu.so").exists():
+        folder = plain
+    return peers.Ggml(folder) if folder else None
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Runs, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", default=",".join(NAMES), help="comma-separated; all by default")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--isa", default=None, help="the best one by default")
-    parser.add_argument("--seconds", type=float, default=0.4, help="for each row of the table")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--m", default=",".join(map(str, ROWS)), help="comma-separated")
+    parser.add_argument("--threads", type=int, default=machine.header()["processors"])
+    parser.add_argument("--isa", default=aq.isas()[-1], help="the best one by default")
+    parser.add_argument("--seconds", type=float, default=0.4, help="for each run of a row of the table")
+    parser.add_argument("--missing", action="store_true", help="only rows that the JSON does not hold yet")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
-    folder = peers.ggml_folder()
-    ggml = peers.Ggml(folder) if folder else None
     aq.set_num_threads(arguments.threads)
-    aq.use_isa(arguments.isa or aq.isas()[-1])
-    names = arguments.type.split(",")
-    report: dict[str, Any] = {"machine": machine.header()}
-    report["stream_read"] = limits.stream_read(1 << 26)
-    report["int8_macs_per_second"] = limits.peak_int8()
-    limit = f"{report['stream_read'] / 1e9:.1f} GB/s over 64 MB"
-    limit += f", {report['int8_macs_per_second'] / 1e9:.0f} GMAC/s int8"
-    print(f"{aq.active_isa()}, {arguments.threads} thread(s): {limit}")
-    print("threads, type, M, N, azquant us, its GB/s of GGUF bytes and GMAC/s, ggml us, ratio, ggml's buffer")
-    report["rows"] = compare(names, arguments.threads, arguments.seconds, ggml)
-    missed = [
-        f"{r['type']} at M = {r['m']}: {r['ratio']:.2f}" for r in report["rows"] if r.get("ratio", 1) < 1
-    ]
-    print(
-        "slower than ggml: " + ("; ".join(missed) or "none") if ggml else "no ggml: AZQUANT_PEERS is not set"
-    )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    aq.use_isa(arguments.isa)
+    ggml = ggml_of(arguments.isa)
+    if not ggml:
+        print("no ggml: AZQUANT_PEERS is not set")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"types-{machine.slug()}.json"
+    report = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    report["machine"] = machine.header()
+    rows = {key(row): row for row in report["rows"]}
+    new = []
+    for name, m in itertools.product(arguments.type.split(","), map(int, arguments.m.split(","))):
+        wanted = {"threads": arguments.threads, "isa": arguments.isa, "type": name, "m": m}
+        if arguments.missing and key(wanted) in rows:
+            continue
+        row = measure(name, m, arguments.threads, arguments.seconds, ggml)
+        new.append(row)
+        rows[key(row)] = row
+        rates = f"{row['gigabytes_per_second']:6.1f} GB/s {row['gigamacs_per_second']:6.0f} GMAC/s"
+        ratios = [f"{who} {row[what]:.2f}" for who, what in RATIOS if what in row]
+        print(f"{name:8} {m:4} {row['azquant_microseconds']:10.0f} us {rates}", *ratios, flush=True)
+        report["rows"] = [rows[at] for at in sorted(rows)]
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.with_suffix(".md").write_text(markdown(report))
+    print(f"slower than a peer: {misses(new)}\n{path.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

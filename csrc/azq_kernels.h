@@ -99,12 +99,29 @@ typedef void azq_gemm_bf16_fn(const uint16_t *a, int64_t a_stride, int64_t rows,
  * threads while they are in use. */
 typedef void azq_bf16_region_fn(void);
 
-/* fp32 vector work. But for attention, sums run in 16 lanes (element i in lane i % 16) by multiply, then add, and the lanes
- * are folded 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. */
-/* c (rows, ldc) = x (rows, ldx) times `columns` rows of W, ldw bytes apart, whose k elements are fp32, fp16 or bf16. */
+/* fp32 vector work. But for attention, sums run in 16 lanes (element i in lane i % 16) and the lanes are folded
+ * 16 -> 8 -> 4 -> 2 -> 1; so every ISA gives the same bits. Norms multiply, then add. The products of matmul fuse
+ * both: lane = fma(x_i, w_i, lane) from 0, in order of i; k not divisible by 16 is filled up with zeros. */
+/* c (rows, ldc) = x (rows, ldx) times `columns` rows of W, ldw bytes apart, whose k elements are fp32, fp16 or bf16;
+ * from_memory: W is too large for a near cache. */
 enum { AZQ_FP32_ROWS = 24, AZQ_FP32_COLUMNS = 32 }; /* at most, of one call */
 typedef void azq_gemm_fp32_fn(const float *x, int64_t ldx, int64_t rows, const void *w, int64_t ldw, int64_t columns,
-                              int64_t k, float *c, int64_t ldc);
+                              int64_t k, int from_memory, float *c, int64_t ldc);
+/* The same sums for many rows, one lane of all at a time. A plane has what belongs to the lane: x (steps,
+ * AZQ_PLANE_ROWS), w (steps, AZQ_PLANE_COLUMNS), step s being element 16 s + lane. Called with leaf 0 .. 15 for the
+ * lanes in azq_fold_order, which makes a binary counter of the folding: sums (5, AZQ_PLANE_ROWS, AZQ_PLANE_COLUMNS)
+ * takes lane + sums[0] + sums[1] + .. at the level of leaf's lowest 0 bit, and sums[4] is the product in the end. */
+enum {
+    AZQ_SUM_LANES = 16,
+    AZQ_PLANE_ROWS = 12,
+    AZQ_PLANE_COLUMNS = 32,
+    AZQ_PLANE_SUMS = AZQ_PLANE_ROWS * AZQ_PLANE_COLUMNS,
+    AZQ_PLANE_LEVELS = 5,
+};
+static const uint8_t azq_fold_order[AZQ_SUM_LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+typedef void azq_gemm_plane_fn(const float *x, const float *w, int64_t steps, int leaf, float *sums);
+/* Held to by tests/c/check_vectors.c, in units of 2^-24 of the exact result: norms n / 16 + 8, exp 8, activations
+ * 16 of max(|x|, 1); attention's bound stands there. */
 typedef void azq_layer_norm_fn(const float *x, const float *w, const float *b, float eps, float *y, int64_t n);
 typedef void azq_rms_norm_fn(const float *x, const float *w, float eps, float *y, int64_t n);
 /* One query row: out (dim) = softmax(scale * query . keys) . values over positions first .. end - 1. */
@@ -150,6 +167,7 @@ typedef struct {
     azq_gemm_bf16_fn *gemm_bf16;
     azq_bf16_region_fn *bf16_begin, *bf16_end; /* NULL where there is nothing to do */
     azq_gemm_fp32_fn *gemm_fp32[AZQ_TYPE_COUNT]; /* F32 always; where there is none, rows are dequantized first */
+    azq_gemm_plane_fn *gemm_plane;
     azq_attend_fn *attend_f32, *attend_f16, *attend_q8_0;
     azq_layer_norm_fn *layer_norm;
     azq_rms_norm_fn *rms_norm;

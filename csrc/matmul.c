@@ -6,8 +6,6 @@
 #include "threads.h"
 
 enum {
-    FP32_LONG_ROW = 6144, /* elements; 32 such rows of floats fill three quarters of a megabyte */
-    FP32_APART = 16,      /* floats between those rows, so that they do not lie in the same lines of a cache */
     KEPT_BYTES = 16 << 20, /* most memory that stays with us between two calls */
 };
 
@@ -84,67 +82,6 @@ void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_
     }
 }
 
-/* ---- fp32 ---------------------------------------------------------------------------------------- */
-
-typedef struct {
-    const azq_linear *layer;
-    const azq_kernel_slots *kernels;
-    azq_scratch *scratch;
-    const float *x;
-    float *y;
-    int64_t m, ldx, ldy;
-} matmul_job;
-
-/* W's rows are read where they are when x has so few that making fp32 of them would not pay. */
-static azq_gemm_fp32_fn *fp32_in_place(const matmul_job *job) {
-    return job->m <= AZQ_FP32_ROWS ? job->kernels->gemm_fp32[job->layer->w->type] : NULL;
-}
-
-/* Columns of a task: rows of W made fp32 should stay in the second cache. */
-static int64_t fp32_columns(const matmul_job *job) {
-    return fp32_in_place(job) || job->layer->w->k <= FP32_LONG_ROW ? AZQ_FP32_COLUMNS : AZQ_PANEL;
-}
-
-static void fp32_task(void *context, int64_t task, int worker) {
-    const matmul_job *job = context;
-    const azq_matrix *w = job->layer->w;
-    int64_t most = fp32_columns(job), first = task * most;
-    int64_t columns = w->n - first < most ? w->n - first : most, ldw = w->row_bytes;
-    azq_gemm_fp32_fn *gemm = fp32_in_place(job);
-    const void *weights = w->data + (gemm ? first * w->row_bytes : 0);
-    if (!gemm) {
-        gemm = job->kernels->gemm_fp32[AZQ_TYPE_F32];
-        float *rows = job->scratch->rows + (size_t)worker * job->scratch->row_floats;
-        int64_t stride = w->k + FP32_APART;
-        for (int64_t j = 0; j < columns; j++) {
-            const void *blocks = azq_matrix_row(w, first + j, (uint8_t *)(rows + most * stride));
-            job->kernels->dequantize_row[w->type](blocks, rows + j * stride, w->k);
-        }
-        weights = rows;
-        ldw = stride * (int64_t)sizeof *rows;
-    }
-    for (int64_t r = 0; r < job->m; r += AZQ_FP32_ROWS) {
-        float c[AZQ_FP32_ROWS * AZQ_FP32_COLUMNS];
-        int64_t rows = job->m - r < AZQ_FP32_ROWS ? job->m - r : AZQ_FP32_ROWS;
-        gemm(job->x + r * job->ldx, job->ldx, rows, weights, ldw, columns, w->k, c, AZQ_FP32_COLUMNS);
-        for (int64_t i = 0; i < rows; i++) {
-            azq_linear_finish(job->layer, r + i, first, columns, c + i * AZQ_FP32_COLUMNS, job->y, job->ldy);
-        }
-    }
-}
-
-static azq_status run_fp32(matmul_job *job) {
-    const azq_matrix *w = job->layer->w;
-    int64_t columns = fp32_columns(job);
-    /* A task's rows of floats, and the blocks of one row. */
-    int64_t floats = fp32_in_place(job) ? 1 : (w->k + FP32_APART) * columns + (w->row_bytes + 3) / 4;
-    azq_status status = azq_scratch_reserve(job->scratch, 0, (size_t)floats);
-    if (status == AZQ_OK) {
-        azq_parallel((w->n + columns - 1) / columns, job->scratch->workers, fp32_task, job);
-    }
-    return status;
-}
-
 /* ---- entries ------------------------------------------------------------------------------------- */
 
 int azq_choice(int type, int64_t m, int64_t n, int64_t k) {
@@ -178,11 +115,8 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
     if (compute == AZQ_COMPUTE_BF16) {
         return azq_linear_bf16(layer, scratch, x, m, ldx, y, ldy);
     }
-    if (compute == AZQ_COMPUTE_INT8) {
-        return azq_linear_int8(layer, scratch, x, m, ldx, y, ldy);
-    }
-    matmul_job job = {.layer = layer, .kernels = kernels, .scratch = scratch, .x = x, .y = y, .m = m, .ldx = ldx, .ldy = ldy};
-    return run_fp32(&job);
+    return compute == AZQ_COMPUTE_INT8 ? azq_linear_int8(layer, scratch, x, m, ldx, y, ldy)
+                                       : azq_linear_fp32(layer, scratch, x, m, ldx, y, ldy);
 }
 
 azq_status azq_matmul(azq_matrix *w, const float *x, int64_t m, int64_t ldx, float *y, int64_t ldy, int compute) {

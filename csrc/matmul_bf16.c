@@ -6,6 +6,7 @@
 #include <string.h>
 #include "matrix.h"
 #include "threads.h"
+#include "transpose.h"
 
 enum {
     STRETCH = 512, /* of k: whole blocks of every type */
@@ -50,20 +51,34 @@ static void tiles_of_rows(const bf16_job *job, int64_t panel, int64_t first, int
     const azq_matrix *w = job->layer->w;
     int64_t rows = smaller(w->n - panel * AZQ_PANEL, AZQ_PANEL);
     uint8_t *blocks = (uint8_t *)(dense + job->dense_floats);
+    int64_t bytes = azq_row_bytes(w->type, k), begin = azq_row_bytes(w->type, first);
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t *row = azq_matrix_row(w, panel * AZQ_PANEL + r, blocks);
-        job->kernels->dequantize_row[w->type](row + azq_row_bytes(w->type, first), dense + r * STRETCH, k);
+        const uint8_t *from = row + begin;
+        job->kernels->dequantize_row[w->type](from, dense + r * STRETCH, k);
+        if (w->data) { /* short pieces far apart: the processor does not see the next call's coming */
+            const uint8_t *next = from + PANELS_PER_CALL * AZQ_PANEL * w->row_bytes;
+            for (int64_t i = 0; i < bytes; i += 64) {
+                __builtin_prefetch(next + i, 0, 2);
+            }
+        }
     }
     job->kernels->round_bf16(dense, STRETCH, rows, k, tiles);
     for (int64_t t = 0; t < k; t += AZQ_TILE_K, tiles += AZQ_TILE) {
-        uint32_t tile[AZQ_TILE / 2], turned[AZQ_TILE / 2]; /* pairs of k */
+        uint32_t tile[AZQ_TILE / 2], *turned = (uint32_t *)(void *)tiles; /* pairs of k, of which a row has 16 */
         memcpy(tile, tiles, sizeof tile);
-        for (int i = 0; i < AZQ_TILE_K / 2; i++) {
-            for (int n = 0; n < AZQ_PANEL; n++) {
-                turned[i * AZQ_PANEL + n] = tile[n * (AZQ_TILE_K / 2) + i];
+        for (int i = 0; i < AZQ_PANEL; i += 4) {
+            for (int n = 0; n < AZQ_PANEL; n += 4) {
+                azq_v4 square[4];
+                for (int j = 0; j < 4; j++) {
+                    square[j] = azq_load4(tile + (n + j) * AZQ_PANEL + i);
+                }
+                azq_transpose4(square);
+                for (int j = 0; j < 4; j++) {
+                    azq_store4(turned + (i + j) * AZQ_PANEL + n, square[j]);
+                }
             }
         }
-        memcpy(tiles, turned, sizeof turned);
     }
 }
 

@@ -52,7 +52,7 @@ typedef struct {
     /* The activations that `act` holds and in what form, so that weights with the same input share them. */
     const float *act_of;
     int64_t act_m, act_k;
-    int act_compute; /* AZQ_COMPUTE_INT8 or AZQ_COMPUTE_BF16 */
+    int act_compute; /* AZQ_COMPUTE_INT8, _BF16 or _FP32 */
 } azq_scratch;
 
 void azq_scratch_free(azq_scratch *s);
@@ -70,10 +70,12 @@ azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floa
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,
                        int64_t ldy);
 
-/* azq_linear_run in int8 and in bf16; arguments as there, checked. */
+/* azq_linear_run in int8, in bf16 and in fp32; arguments as there, checked. */
 azq_status azq_linear_int8(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                            float *y, int64_t ldy);
 azq_status azq_linear_bf16(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
+                           float *y, int64_t ldy);
+azq_status azq_linear_fp32(const azq_linear *layer, azq_scratch *scratch, const float *x, int64_t m, int64_t ldx,
                            float *y, int64_t ldy);
 
 #endif

@@ -142,7 +142,9 @@ static void softcap_row(const op_job *job, int64_t row) {
 
 /* ---- rope --------------------------------------------------------------------------------------- */
 
-/* The angle is position * frequency rounded to fp32; its cosine and sine come from double. */
+/* The angle is position * frequency rounded to fp32; its cosine and sine come from double, so they are the nearest
+ * fp32 numbers but for the rare ones that lie within libm's error of the middle of two. One table serves all layers
+ * of a step. */
 static void rope_table_row(const op_job *job, int64_t row) {
     int64_t half = job->op->n_rot / 2;
     float *cosines = job->p->rope_table + row * 2 * half, *sines = cosines + half;

@@ -167,20 +167,33 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(c_isa: str, name: str) -> No
             assert np.array_equal(aq.matmul(x[71 - size :], w, compute), batch[71 - size :]), (size, compute)
 
 
+def fma(a: Floats, b: Floats, c: Floats) -> Floats:
+    """a * b + c, rounded once. The product is exact in float64; where the sum there is not, its last bit is
+    made odd, so that rounding it again to float32 cannot tip the wrong way."""
+    product, c64 = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + c64
+    other = total - product
+    error = (product - (total - other)) + (c64 - other)
+    bits = total.view(np.int64)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    odd = np.where((error != 0) & (bits & 1 == 0), bits + step, bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
 def lanes(x: Floats, w: Floats) -> Floats:
-    """The fp32 product as it is defined: sums in 16 lanes, multiply, then add; then the lanes are folded."""
+    """The fp32 product as it is defined: fused sums in 16 lanes, then the lanes are folded."""
     short = -x.shape[1] % 16
     x, w = (np.pad(a, ((0, 0), (0, short))) for a in (x, w))
     sums = np.zeros((len(x), len(w), 16), np.float32)
     for i in range(0, x.shape[1], 16):
-        sums += x[:, None, i : i + 16] * w[None, :, i : i + 16]
+        sums = fma(x[:, None, i : i + 16], w[None, :, i : i + 16], sums)
     for half in (8, 4, 2, 1):
         sums = sums[..., :half] + sums[..., half : 2 * half]
     return sums[..., 0]
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q4_0", "q5_k", "tq1_0"])
-@pytest.mark.parametrize("m", [1, 5, 24, 25, 60])
+@pytest.mark.parametrize("m", [1, 5, 24, 25, 60, 130])
 def test_fp32_is_what_its_definition_says(c_isa: str, name: str, m: int) -> None:
     for n, k in ((33, 1280), (35, 77)):
         k += -k % TYPES[name].block_size

@@ -130,14 +130,17 @@ AZQ_INLINE __m512bh broadcast_pair(const uint16_t *p) {
 
 enum { MAX_ROWS = 8, C_TILE = AZQ_TILE_ROWS * AZQ_PANEL };
 
-/* R rows of one row tile times P panels (both constants). */
-AZQ_INLINE void gemm_tile(const uint16_t *a, int R, const uint16_t *b, int64_t b_stride, int P, int64_t n_tiles,
-                          float *c, int first) {
+/* R rows of one row tile times P panels (both constants); ahead: how much further the rows lie that come next. */
+AZQ_INLINE void gemm_tile(const uint16_t *a, int64_t ahead, int R, const uint16_t *b, int64_t b_stride, int P,
+                          int64_t n_tiles, float *c, int first) {
     __m512 sums[MAX_ROWS * 2];
     for (int i = 0; i < R * P; i++) {
         sums[i] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i % P * C_TILE + i / P * AZQ_PANEL);
     }
     for (int64_t t = 0; t < n_tiles; t++, a += AZQ_TILE, b += AZQ_TILE) {
+        for (int r = 0; r < R; r++) {
+            __builtin_prefetch(a + ahead + r * AZQ_TILE_K);
+        }
         for (int i = 0; i < AZQ_TILE_K / 2; i++) {
             __m512bh weights[2];
             for (int p = 0; p < P; p++) {
@@ -162,16 +165,17 @@ AZQ_INLINE void gemm_rows(const uint16_t *a, int64_t a_stride, int64_t rows, con
         int64_t within = r % AZQ_TILE_ROWS;
         const uint16_t *in = a + r / AZQ_TILE_ROWS * a_stride + within * AZQ_TILE_K;
         float *out = c + r / AZQ_TILE_ROWS * c_stride + within * AZQ_PANEL;
+        int64_t ahead = within ? a_stride - within * AZQ_TILE_K : MAX_ROWS * AZQ_TILE_K;
         n = rows - r < MAX_ROWS ? rows - r : MAX_ROWS;
         switch (n) {
-        case 8: gemm_tile(in, 8, b, b_stride, P, n_tiles, out, first); break;
-        case 7: gemm_tile(in, 7, b, b_stride, P, n_tiles, out, first); break;
-        case 6: gemm_tile(in, 6, b, b_stride, P, n_tiles, out, first); break;
-        case 5: gemm_tile(in, 5, b, b_stride, P, n_tiles, out, first); break;
-        case 4: gemm_tile(in, 4, b, b_stride, P, n_tiles, out, first); break;
-        case 3: gemm_tile(in, 3, b, b_stride, P, n_tiles, out, first); break;
-        case 2: gemm_tile(in, 2, b, b_stride, P, n_tiles, out, first); break;
-        default: gemm_tile(in, 1, b, b_stride, P, n_tiles, out, first); break;
+        case 8: gemm_tile(in, ahead, 8, b, b_stride, P, n_tiles, out, first); break;
+        case 7: gemm_tile(in, ahead, 7, b, b_stride, P, n_tiles, out, first); break;
+        case 6: gemm_tile(in, ahead, 6, b, b_stride, P, n_tiles, out, first); break;
+        case 5: gemm_tile(in, ahead, 5, b, b_stride, P, n_tiles, out, first); break;
+        case 4: gemm_tile(in, ahead, 4, b, b_stride, P, n_tiles, out, first); break;
+        case 3: gemm_tile(in, ahead, 3, b, b_stride, P, n_tiles, out, first); break;
+        case 2: gemm_tile(in, ahead, 2, b, b_stride, P, n_tiles, out, first); break;
+        default: gemm_tile(in, ahead, 1, b, b_stride, P, n_tiles, out, first); break;
         }
     }
 }

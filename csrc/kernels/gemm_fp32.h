@@ -1,21 +1,27 @@
-/* The fp32 product, over weights in fp32, fp16 or bf16 as GGUF has them (azq_gemm_fp32_fn in azq_kernels.h), once
- * for every ISA. The including file, inside its target region, defines
+/* The fp32 products (azq_gemm_fp32_fn and azq_gemm_plane_fn in azq_kernels.h), once for every ISA. The including
+ * file, inside its target region, defines
  *
- *   wide                         16 lanes of fp32
- *   w_zero(), w_load(p), w_store(p, x), w_add_product(sum, a, b)   sum + a * b, rounded twice
+ *   wide                         16 fp32 numbers
+ *   w_zero(), w_set(x), w_load(p), w_store(p, x), w_add(a, b), w_add_product(sum, a, b)   sum + a * b, rounded once
  *   w_load_f16(p), w_load_bf16(p)   where AZQ_FP32_HALVES is defined
  *   TILE_ROWS                    6 or 3: sums of TILE_ROWS * TILE_COLUMNS elements stay in registers
  *   TILE_COLUMNS                 4 or 2
+ *   PLANE_ROWS, PLANE_WIDES      the same of a plane: sums of PLANE_ROWS * 16 * PLANE_WIDES elements
  *
- * x is read in pieces of CHUNK columns, so that a tile's rows stay in the first cache while all columns of W pass;
- * between pieces the lanes of all sums lie in memory. */
+ * Over W as GGUF has it a register holds the 16 lanes of one element. x is read in pieces of CHUNK columns, so that a
+ * tile's rows stay in the first cache while all columns of W pass; between pieces the lanes of all sums lie in
+ * memory. Over planes a register holds one lane of 16 elements. */
 #include <string.h>
 #include "../azq_half.h"
 #include "../azq_kernels.h"
 
 #define FP32_INLINE static inline __attribute__((always_inline, unused))
 
-enum { CHUNK = 1024, AHEAD = 2048 /* bytes, in each of the rows of W that are read side by side */ };
+enum {
+    CHUNK = 1024,
+    AHEAD = 8192, /* bytes in all rows of W that are read side by side */
+    X_AHEAD = 4096, W_AHEAD = 2048, /* bytes in planes */
+};
 
 FP32_INLINE int element_bytes(const int type) { return type == AZQ_TYPE_F32 ? 4 : 2; }
 
@@ -54,7 +60,7 @@ FP32_INLINE wide load_w_tail(const int type, const uint8_t *p, int64_t n) {
 
 /* Adds elements begin .. end - 1 (whole sixteens, unless end is k) to R * C sums, `stride` apart per row. */
 FP32_INLINE void tile(const int type, const float *x, int64_t ldx, const int R, const uint8_t *w, int64_t ldw,
-                      const int C, int64_t begin, int64_t end, int64_t k, const int fetch, float *sums, int64_t stride) {
+                      const int C, int64_t begin, int64_t end, const int fetch, float *sums, int64_t stride) {
     const int bytes = element_bytes(type);
     wide sum[TILE_ROWS][4]; /* all loops over it are short enough to be unrolled: it lies in registers */
     for (int r = 0; r < R; r++) {
@@ -68,8 +74,9 @@ FP32_INLINE void tile(const int type, const float *x, int64_t ldx, const int R, 
         for (int c = 0; c < C; c++) {
             const uint8_t *p = w + c * ldw + i * bytes;
             b[c] = load_w(type, p);
-            if (fetch && i % (64 / bytes) == 0) { /* past the row's end: in the row that follows in its place */
-                __builtin_prefetch(p + AHEAD + (i * bytes + AHEAD < k * bytes ? 0 : C * ldw - k * bytes));
+            if (fetch && i % (64 / bytes) == 0) {
+                /* Past the row's end: in the row that follows in its place. */
+                __builtin_prefetch(p + AHEAD / C + (i * bytes + AHEAD / C < ldw ? 0 : (C - 1) * ldw));
             }
         }
         for (int r = 0; r < R; r++) {
@@ -95,15 +102,16 @@ FP32_INLINE void tile(const int type, const float *x, int64_t ldx, const int R, 
 }
 
 FP32_INLINE void tiles(const int type, const float *x, int64_t ldx, const int R, const uint8_t *w, int64_t ldw,
-                       int64_t columns, int64_t begin, int64_t end, int64_t k, const int fetch, float *sums,
+                       int64_t columns, int64_t begin, int64_t end, const int fetch, float *sums,
                        int64_t stride) {
-    const int C = R == 1 ? 4 : TILE_COLUMNS;
+    /* One row of x waits for memory, which likes one stream, or for the additions of a lane, which take turns. */
+    const int C = R > 1 ? TILE_COLUMNS : fetch ? 1 : 4;
     int64_t j = 0;
     for (; j + C <= columns; j += C) {
-        tile(type, x, ldx, R, w + j * ldw, ldw, C, begin, end, k, fetch, sums + 16 * j, stride);
+        tile(type, x, ldx, R, w + j * ldw, ldw, C, begin, end, fetch, sums + 16 * j, stride);
     }
     for (; j < columns; j++) {
-        tile(type, x, ldx, R, w + j * ldw, ldw, 1, begin, end, k, 0, sums + 16 * j, stride);
+        tile(type, x, ldx, R, w + j * ldw, ldw, 1, begin, end, fetch, sums + 16 * j, stride);
     }
 }
 
@@ -116,7 +124,7 @@ FP32_INLINE float fold(const float *lanes) {
 }
 
 FP32_INLINE void gemm_of(const int type, const float *x, int64_t ldx, int64_t rows, const void *w, int64_t ldw,
-                         int64_t columns, int64_t k, float *c, int64_t ldc) {
+                         int64_t columns, int64_t k, int from_memory, float *c, int64_t ldc) {
     _Alignas(64) float sums[AZQ_FP32_ROWS * AZQ_FP32_COLUMNS * 16];
     const int64_t stride = AZQ_FP32_COLUMNS * 16;
     int64_t begin = 0;
@@ -127,10 +135,10 @@ FP32_INLINE void gemm_of(const int type, const float *x, int64_t ldx, int64_t ro
             n = (rows - r + count - 1) / count;
             float *to = sums + r * stride;
 #define AZQ_ROWS(R)                                                                                                  \
-    if (rows <= TILE_ROWS) {                                                                                         \
-        tiles(type, x + r * ldx, ldx, R, w, ldw, columns, begin, end, k, 1, to, stride);                             \
+    if (rows <= TILE_ROWS && from_memory) {                                                                          \
+        tiles(type, x + r * ldx, ldx, R, w, ldw, columns, begin, end, 1, to, stride);                             \
     } else {                                                                                                         \
-        tiles(type, x + r * ldx, ldx, R, w, ldw, columns, begin, end, k, 0, to, stride);                             \
+        tiles(type, x + r * ldx, ldx, R, w, ldw, columns, begin, end, 0, to, stride);                             \
     }                                                                                                                \
     break
             switch (n) {
@@ -154,10 +162,58 @@ FP32_INLINE void gemm_of(const int type, const float *x, int64_t ldx, int64_t ro
     }
 }
 
+/* ---- planes ---------------------------------------------------------------------------------------- */
+
+FP32_INLINE void plane_tile(const float *x, const float *w, int64_t steps, int leaf, float *sums) {
+    wide sum[PLANE_ROWS][PLANE_WIDES];
+    for (int r = 0; r < PLANE_ROWS; r++) {
+        for (int c = 0; c < PLANE_WIDES; c++) {
+            sum[r][c] = w_zero();
+        }
+    }
+    for (int64_t i = 0; i < steps; i++, x += AZQ_PLANE_ROWS, w += AZQ_PLANE_COLUMNS) {
+        wide b[PLANE_WIDES];
+        __builtin_prefetch((const char *)x + X_AHEAD);
+        for (int c = 0; c < PLANE_WIDES; c++) {
+            b[c] = w_load(w + 16 * c);
+            __builtin_prefetch((const char *)(w + 16 * c) + W_AHEAD);
+        }
+        for (int r = 0; r < PLANE_ROWS; r++) {
+            wide a = w_set(x[r]);
+            for (int c = 0; c < PLANE_WIDES; c++) {
+                sum[r][c] = w_add_product(sum[r][c], a, b[c]);
+            }
+        }
+    }
+    int level = 0;
+    for (; leaf >> level & 1; level++) {
+        for (int r = 0; r < PLANE_ROWS; r++) {
+            for (int c = 0; c < PLANE_WIDES; c++) {
+                sum[r][c] = w_add(w_load(sums + level * AZQ_PLANE_SUMS + r * AZQ_PLANE_COLUMNS + 16 * c), sum[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < PLANE_ROWS; r++) {
+        for (int c = 0; c < PLANE_WIDES; c++) {
+            w_store(sums + level * AZQ_PLANE_SUMS + r * AZQ_PLANE_COLUMNS + 16 * c, sum[r][c]);
+        }
+    }
+}
+
+void AZQ_NAME(gemm_plane)(const float *x, const float *w, int64_t steps, int leaf, float *sums) {
+    for (int r = 0; r < AZQ_PLANE_ROWS; r += PLANE_ROWS) {
+        for (int c = 0; c < AZQ_PLANE_COLUMNS; c += 16 * PLANE_WIDES) {
+            plane_tile(x + r, w + c, steps, leaf, sums + r * AZQ_PLANE_COLUMNS + c);
+        }
+    }
+}
+
+/* ---- rows of W ------------------------------------------------------------------------------------- */
+
 #define AZQ_GEMM_FP32(name, type)                                                                                 \
     void AZQ_NAME(name)(const float *x, int64_t ldx, int64_t rows, const void *w, int64_t ldw, int64_t columns,   \
-                        int64_t k, float *c, int64_t ldc) {                                                       \
-        gemm_of(type, x, ldx, rows, w, ldw, columns, k, c, ldc);                                                  \
+                        int64_t k, int from_memory, float *c, int64_t ldc) {                                      \
+        gemm_of(type, x, ldx, rows, w, ldw, columns, k, from_memory, c, ldc);                                     \
     }
 AZQ_GEMM_FP32(gemm_fp32_f32, AZQ_TYPE_F32)
 #ifdef AZQ_FP32_HALVES

@@ -6,6 +6,8 @@
 #define AZQ_NAME(name) name##_avx2
 
 AZQ_TARGET_BEGIN("avx2,fma,f16c")
+#include "vec_types.h"
+AZQ_INLINE v8 fma8(v8 a, v8 b, v8 c) { return (v8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #include "gemm_fp32_pairs.h"
 #define AZQ_FP32_HALVES
 AZQ_INLINE wide w_load_f16(const uint8_t *p) {

@@ -32,11 +32,14 @@ AZQ_GEMM_TYPES_DECLARE(dotprod);
 
 /* The fp32 product over dense weights (gemm_fp32.h). */
 azq_gemm_fp32_fn gemm_fp32_f32_scalar, gemm_fp32_f32_avx2, gemm_fp32_f16_avx2, gemm_fp32_bf16_avx2,
-    gemm_fp32_f32_avx512, gemm_fp32_f16_avx512, gemm_fp32_bf16_avx512;
+    gemm_fp32_f32_avx512, gemm_fp32_f16_avx512, gemm_fp32_bf16_avx512, gemm_fp32_f32_neon, gemm_fp32_f16_neon,
+    gemm_fp32_bf16_neon;
+azq_gemm_plane_fn gemm_plane_scalar, gemm_plane_avx2, gemm_plane_avx512, gemm_plane_neon;
 #define AZQ_GEMM_FP32_SLOTS(isa)                         \
     .gemm_fp32 = {[AZQ_TYPE_F32] = gemm_fp32_f32_##isa,  \
                   [AZQ_TYPE_F16] = gemm_fp32_f16_##isa,  \
-                  [AZQ_TYPE_BF16] = gemm_fp32_bf16_##isa}
+                  [AZQ_TYPE_BF16] = gemm_fp32_bf16_##isa}, \
+    .gemm_plane = gemm_plane_##isa
 
 /* Defines them all: AZQ_GEMM_TYPE(name, type) is the including file's. */
 #define AZQ_GEMM_TYPES_ALL         \

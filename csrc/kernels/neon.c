@@ -37,6 +37,13 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 }
 #define v_below(x, limit, yes, no) vbslq_f32(vcltq_f32(x, limit), yes, no)
 #define v_load_f16(p) load_f16(p)
+#define v_set_f16(h) vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h)))
+AZQ_INLINE vf v_load_i8(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+#define v_load_i8(p) v_load_i8(p) /* attend_types.h asks for it */
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
 #include "gemm_128.h"
@@ -246,6 +253,7 @@ const azq_kernels azq_kernels_neon = {
             .gemm[AZQ_TYPE_Q8_0] = gemm_q8_0,
             .gemm[AZQ_TYPE_Q6_K] = gemm_q6_k,
             AZQ_GEMM_TYPES_SLOTS(neon),
+            AZQ_GEMM_FP32_SLOTS(neon),
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_VEC_SLOTS,

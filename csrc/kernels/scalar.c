@@ -309,6 +309,7 @@ const azq_kernels azq_kernels_scalar = {
             .gemm = {[AZQ_TYPE_Q4_0] = gemm_q4_0, [AZQ_TYPE_Q8_0] = gemm_q8_0, [AZQ_TYPE_Q6_K] = gemm_q6_k},
             AZQ_GEMM_TYPES_SLOTS(scalar),
             .gemm_fp32[AZQ_TYPE_F32] = gemm_fp32_f32_scalar,
+            .gemm_plane = gemm_plane_scalar,
             .stream_read = stream_read,
             .peak_int8 = peak_int8,
             AZQ_BF16_SLOTS(scalar),

@@ -143,12 +143,11 @@ static void check_product(random_state *r, const azq_kernel_slots *slots, int ty
 
 /* ---- fp32 ---------------------------------------------------------------------------------------- */
 
-/* The definition: 16 lanes, multiply, then add, then fold 16 -> 8 -> 4 -> 2 -> 1. */
+/* The definition: 16 lanes of fused multiply-adds from 0, then fold 16 -> 8 -> 4 -> 2 -> 1. */
 static float dot_in_lanes(const float *x, const float *w, int64_t k) {
     float lanes[16] = {0};
     for (int64_t i = 0; i < k; i++) {
-        float product = x[i] * w[i];
-        lanes[i % 16] += product;
+        lanes[i % 16] = fmaf(x[i], w[i], lanes[i % 16]);
     }
     for (int half = 8; half > 0; half /= 2) {
         for (int i = 0; i < half; i++) {
@@ -176,7 +175,7 @@ static void check_fp32(random_state *r, const azq_kernel_slots *slots, int type,
     }
     guarded got = guarded_new((size_t)((rows - 1) * ldc + columns) * sizeof(float), 4);
     float *c = (float *)(void *)got.data;
-    slots->gemm_fp32[type](x, ldx, rows, w, ldw, columns, k, c, ldc);
+    slots->gemm_fp32[type](x, ldx, rows, w, ldw, columns, k, (int)random_below(r, 2), c, ldc);
     int same = 1;
     for (int64_t i = 0; i < rows; i++) {
         for (int64_t j = 0; j < columns; j++) {
@@ -211,6 +210,66 @@ static void check_gemm_fp32(const char *isa, const azq_kernel_slots *slots, int 
     group_end();
 }
 
+/* Planes laid down here, in the simplest way, and taken through all leaves. */
+static void check_planes(random_state *r, const azq_kernel_slots *slots, int64_t k) {
+    enum { ROWS = AZQ_PLANE_ROWS, COLUMNS = AZQ_PLANE_COLUMNS };
+    int64_t steps = (k + AZQ_SUM_LANES - 1) / AZQ_SUM_LANES, padded = steps * AZQ_SUM_LANES;
+    float *x = input_new(ROWS * padded, sizeof *x, 0), *w = input_new(COLUMNS * padded, sizeof *w, 0);
+    fill(r, 0, x, ROWS * padded);
+    fill(r, 0, w, COLUMNS * padded);
+    for (int64_t i = k; i < padded; i++) {
+        for (int row = 0; row < ROWS; row++) {
+            x[row * padded + i] = 0;
+        }
+        for (int column = 0; column < COLUMNS; column++) {
+            w[column * padded + i] = 0;
+        }
+    }
+    float *x_plane = input_new(ROWS * steps, sizeof *x_plane, 4), *w_plane = input_new(COLUMNS * steps, sizeof *w_plane, 4);
+    guarded sums = guarded_new(AZQ_PLANE_LEVELS * AZQ_PLANE_SUMS * sizeof(float), 4);
+    for (int leaf = 0; leaf < AZQ_SUM_LANES; leaf++) {
+        for (int64_t s = 0; s < steps; s++) {
+            int64_t i = s * AZQ_SUM_LANES + azq_fold_order[leaf];
+            for (int row = 0; row < ROWS; row++) {
+                x_plane[s * ROWS + row] = x[row * padded + i];
+            }
+            for (int column = 0; column < COLUMNS; column++) {
+                w_plane[s * COLUMNS + column] = w[column * padded + i];
+            }
+        }
+        slots->gemm_plane(x_plane, w_plane, steps, leaf, (float *)(void *)sums.data);
+    }
+    const float *got = (const float *)(const void *)sums.data + (AZQ_PLANE_LEVELS - 1) * AZQ_PLANE_SUMS;
+    int same = 1;
+    for (int row = 0; row < ROWS; row++) {
+        for (int column = 0; column < COLUMNS; column++) {
+            float want = dot_in_lanes(x + row * padded, w + column * padded, padded);
+            same &= same_floats(got + row * COLUMNS + column, &want, 1);
+        }
+    }
+    expect(same, "k %d: other values", (int)k);
+    expect(guarded_intact(&sums), "k %d: wrote outside", (int)k);
+    guarded_free(&sums);
+    input_free(x_plane, sizeof *x_plane, 4);
+    input_free(w_plane, sizeof *w_plane, 4);
+    input_free(x, sizeof *x, 0);
+    input_free(w, sizeof *w, 0);
+}
+
+static void check_gemm_plane(const char *isa, const azq_kernel_slots *slots, int rounds) {
+    if (!slots->gemm_plane) {
+        return;
+    }
+    group_begin(isa, "gemm_plane");
+    random_state r = {450};
+    static const int64_t lengths[] = {0, 1, 15, 16, 17, 100, 333, 1024};
+    for (int i = 0; i < 8 * rounds; i++) {
+        check_planes(&r, slots, lengths[i % 8]);
+    }
+    DRIVES(gemm_plane);
+    group_end();
+}
+
 void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
     group_begin(isa, "gemm");
     for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
@@ -234,4 +293,5 @@ void check_gemm(const char *isa, const azq_kernel_slots *slots, int rounds) {
     }
     group_end();
     check_gemm_fp32(isa, slots, rounds);
+    check_gemm_plane(isa, slots, rounds);
 }
