@@ -230,16 +230,17 @@ def score_merges(
 def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:
     """Have control, unknown and user-defined tokens found in the text before anything is merged."""
     package = _package()
+    # As numbers: an enumeration's members are slow to compare with, tens of thousands of times.
+    special_kinds = {int(TokenType.CONTROL), int(TokenType.UNKNOWN)}
+    user_defined = int(TokenType.USER_DEFINED)
+    added = {*special_kinds, user_defined}
     special: list[Any] = []
     plain: list[Any] = []
-    normal = int(
-        TokenType.NORMAL
-    )  # an enumeration's member is slow to compare with, tens of thousands of times
-    unusual = [i for i, kind in enumerate(vocabulary.types) if kind != normal]
-    for text, kind in ((vocabulary.tokens[i], vocabulary.types[i]) for i in unusual):
-        if text and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            special.append(package.AddedToken(text, special=True, normalized=False))
-        elif text and kind == TokenType.USER_DEFINED:
-            plain.append(package.AddedToken(text, special=False, normalized=False))
+    for i in [i for i, kind in enumerate(vocabulary.types) if kind in added]:
+        text, is_special = vocabulary.tokens[i], vocabulary.types[i] in special_kinds
+        if text:
+            (special if is_special else plain).append(
+                package.AddedToken(text, special=is_special, normalized=False)
+            )
     backend.add_special_tokens(special)
     backend.add_tokens(plain)
