@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from azquant._backend import kernels
 from azquant._charsmap import Charsmap
 from azquant.errors import AzquantError, MissingDependencyError, ModelError, TokenizerError
 from azquant.gguf.keys import TokenType
@@ -214,17 +217,15 @@ def score_merges(
     vocabulary: VocabularyData, scores: Sequence[float], ids: dict[str, int]
 ) -> list[tuple[str, str]]:
     """SentencePiece's scores as merges: every token split in two, best score first, equal ones by ids."""
+    kinds = set(map(int, _TEXT_TYPES))
     typed = zip(vocabulary.tokens, vocabulary.types, strict=True)
-    of_text = {text for text, kind in typed if kind in _TEXT_TYPES}
-    ranked = []
-    for text in of_text:
-        score = -scores[ids[text]]
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
-            if left in of_text and right in of_text:
-                ranked.append((score, ids[left], ids[right], left, right))
-    ranked.sort()
-    return [(left, right) for _, _, _, left, right in ranked]
+    of_text = [text for text, kind in typed if kind in kinds]
+    token_ids = np.array([ids[text] for text in of_text], np.int64)
+    whole, left, right = token_ids[kernels().vocabulary_cuts(of_text).T]
+    best_first = np.lexsort((right, left, -np.asarray(scores, np.float64)[whole]))
+    tokens = vocabulary.tokens
+    pairs = zip(left[best_first].tolist(), right[best_first].tolist(), strict=True)
+    return [(tokens[i], tokens[j]) for i, j in pairs]
 
 
 def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,10 @@ from azquant.cpu import _prepare
 from azquant.errors import DTypeError, ShapeError, UnsupportedTypeError
 from azquant.types import GGMLType, get_type
 
-__all__ = ["QTensor"]
+__all__ = ["QTensor", "pack_all"]
+
+_TOGETHER = 32 << 20
+"""Bytes of tensors packed in one go: as many as are held twice meanwhile."""
 
 
 class QTensor:
@@ -103,3 +107,17 @@ class QTensor:
     def packed_nbytes(self) -> int:
         """Bytes of the packed copy, 0 before there is one."""
         return int(self.__dict__["matrix"].packed_bytes()) if "matrix" in self.__dict__ else 0
+
+
+def pack_all(tensors: Sequence[QTensor]) -> None:
+    """:meth:`QTensor.pack` of each, several in one go: other Python threads are waited for less often."""
+    group: list[QTensor] = []
+    for i, tensor in enumerate(tensors):
+        if not tensor.matrix.packed_bytes():
+            group.append(tensor)
+        if group and (i == len(tensors) - 1 or sum(t.nbytes for t in group) >= _TOGETHER):
+            kernels().pack_all([t.matrix for t in group])
+            for t in group:
+                if t.matrix.packed_bytes():
+                    drop_pages(t.data)
+            group = []

@@ -169,11 +169,7 @@ def _print(reports: list[BenchReport], theirs: list[dict[str, float]]) -> None:
         line = [row.name, f"{rate:,.0f}", f"{min(samples):,.0f} to {max(samples):,.0f}", limit]
         if theirs:
             peer = [run[row.name] for run in theirs if row.name in run]
-            line += (
-                [f"{median(peer):,.0f}", f"{rate / median(peer):.2f}"]
-                if peer
-                else ["", ""]
-            )
+            line += [f"{median(peer):,.0f}", f"{rate / median(peer):.2f}"] if peer else ["", ""]
         rows.append(line)
     head = ["", "tokens/s", "spread", "of limit"] + (["llama-bench", "ratio"] if theirs else [])
     print_table(head, rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azquant._hashing import hashing
 from azquant.architectures import Architecture, architecture_of_config
@@ -20,7 +21,6 @@ from azquant.conversion.metadata import general_metadata, source_metadata
 from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
 from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
-from azquant.conversion.quantize import quantize_file
 from azquant.conversion.recipe import get_target
 from azquant.conversion.report import ConversionReport, Coverage, TensorRow
 from azquant.conversion.tokenizer import tokenizer_proof
@@ -29,6 +29,9 @@ from azquant.cpu import num_threads
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
 from azquant.types import GGMLType
+
+if TYPE_CHECKING:
+    from azquant.conversion.quantize import quantize_file
 
 __all__ = [
     "CONVERT_TYPES",
@@ -42,6 +45,13 @@ __all__ = [
     "quantize_file",
     "write_modelfile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "quantize_file":  # what a conversion does not need is imported when it is asked for
+        raise AttributeError(f"module 'azquant.conversion' has no attribute {name!r}")
+    return getattr(importlib.import_module("azquant.conversion.quantize"), name)
+
 
 # Names of weight files that say nothing of the model; the folder's name is better.
 _SAY_NOTHING = ("ckpt", "checkpoint", "model", "pytorch_model", "best", "final", "last")

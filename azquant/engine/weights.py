@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from azquant._backend import kernels
 from azquant.architectures import Architecture
+from azquant.cpu import num_threads
 from azquant.errors import ModelError
 from azquant.gguf import GGUFFile
-from azquant.tensor import QTensor
+from azquant.tensor import QTensor, pack_all
 
 __all__ = ["FileWeights"]
 
@@ -76,12 +78,13 @@ class FileWeights:
 
         def run() -> None:
             try:
-                for tensor in tensors:
-                    tensor.pack()
+                if beside is not None:  # which keeps a processor busy
+                    kernels().threads_here(max(1, num_threads() - 1))
+                pack_all(tensors)
             except BaseException as error:
                 failures.append(error)
 
-        if beside is None or not tensors:
+        if beside is None:
             run()
         else:
             thread = threading.Thread(target=run, name="azquant-pack")
