@@ -7,7 +7,6 @@ then import what the rest of its work needs.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,7 +83,7 @@ def _begun_ahead(path: Path) -> Future[str] | None:
 
 def _identity(path: Path) -> _Identity | None:
     with suppress(OSError, ValueError):
-        found = os.stat(path)
+        found = path.stat()
         if stat.S_ISREG(found.st_mode):
             return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
     return None

@@ -18,9 +18,6 @@ from azquant.types import GGMLType, get_type
 
 __all__ = ["QTensor", "pack_all"]
 
-_TOGETHER = 32 << 20
-"""Bytes of tensors packed in one go: as many as are held twice meanwhile."""
-
 
 class QTensor:
     """A tensor of shape ``(..., K)`` stored as rows of blocks.
@@ -110,14 +107,9 @@ class QTensor:
 
 
 def pack_all(tensors: Sequence[QTensor]) -> None:
-    """:meth:`QTensor.pack` of each, several in one go: other Python threads are waited for less often."""
-    group: list[QTensor] = []
-    for i, tensor in enumerate(tensors):
-        if not tensor.matrix.packed_bytes():
-            group.append(tensor)
-        if group and (i == len(tensors) - 1 or sum(t.nbytes for t in group) >= _TOGETHER):
-            kernels().pack_all([t.matrix for t in group])
-            for t in group:
-                if t.matrix.packed_bytes():
-                    drop_pages(t.data)
-            group = []
+    """:meth:`QTensor.pack` of each in one go, for which no other Python thread is waited for."""
+    unpacked = [tensor for tensor in tensors if not tensor.matrix.packed_bytes()]
+    kernels().pack_all([tensor.matrix for tensor in unpacked])
+    for tensor in unpacked:
+        if tensor.matrix.packed_bytes():
+            drop_pages(tensor.data)

@@ -45,8 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {"errors", "gguf", "program", "tensor"},
     "checkpoint": {"errors"},
     "conversion": {
-        "_hashing", "_tokenizer_backend", "_version", "architectures", "checkpoint", "cpu", "errors", "gguf", "imatrix",
-        "ops", "pretokenizer", "tensor", "tokenizer", "types"
+        "_hashing", "_tokenizer_backend", "_version", "architectures", "checkpoint", "cpu", "errors", "gguf",
+        "imatrix", "ops", "pretokenizer", "tensor", "tokenizer", "types"
     },
     "cpu": {"_backend", "errors", "types"},
     "engine": {"_backend", "architectures", "cpu", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},
