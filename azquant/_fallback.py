@@ -11,6 +11,8 @@ import math
 import os
 import struct
 from array import array
+from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt

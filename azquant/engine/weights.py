@@ -105,7 +105,7 @@ class FileWeights:
 
 
 def _groups(tensors: Sequence[QTensor]) -> Iterator[list[QTensor]]:
-    """Some at a time: each group waits once for the interpreter, and is in memory twice while it is packed."""
+    """Some at a time: each group waits once for the interpreter, and is held twice while it is packed."""
     group: list[QTensor] = []
     for tensor in tensors:
         group.append(tensor)
