@@ -1,7 +1,7 @@
 """What azquant costs over ``import numpy`` until it can compute: whole processes, and the difference.
 
-``import azquant`` alone imports nothing that it may not need, not even NumPy; ``azquant`` here is the import and
-the first question to the kernels.
+``import azquant`` alone imports nothing that it may not need, not even NumPy; the row ``azquant`` is the
+import and the first question to the kernels.
 """
 
 from __future__ import annotations
