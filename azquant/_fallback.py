@@ -11,6 +11,8 @@ import math
 import os
 import struct
 from array import array
+from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ __all__ = [
     "isas",
     "matmul_packed",
     "pack",
+    "pack_all",
     "packed_bytes",
     "packed_rows",
     "peak_bf16",
@@ -43,6 +46,7 @@ __all__ = [
     "unpack",
     "use_isa",
     "use_team",
+    "vocabulary_cuts",
 ]
 
 NAME = "numpy"
@@ -147,11 +151,38 @@ def scan_strings(
     return offset
 
 
+def vocabulary_cuts(tokens: Sequence[str]) -> npt.NDArray[np.int32]:
+    """Every way to cut one of ``tokens``, all different, into two others: (token, left, right), int32 (n, 3).
+
+    In the order of the tokens, and of a token's cuts from left to right.
+    """
+    ids = {text: i for i, text in enumerate(tokens)}
+    cuts: list[tuple[int, int, int]] = []
+    # In this order every token comes after those that it begins with, which are on the stack.
+    beginnings: list[str] = []
+    for text in sorted(ids):
+        while beginnings and not text.startswith(beginnings[-1]):
+            beginnings.pop()
+        for left in beginnings:
+            right = ids.get(text[len(left) :]) if left else None
+            if right is not None:
+                cuts.append((ids[text], ids[left], right))
+        beginnings.append(text)
+    cuts.sort(key=itemgetter(0))
+    return np.array(cuts, np.int32).reshape(-1, 3)
+
+
 # ---- packed weights, in the caller's memory: here the GGUF bytes themselves -----------------------------
 
 
 def use_team(address: int) -> None:
     """Nothing: BLAS has threads of its own."""
+
+
+def pack_all(matrices: Sequence[Matrix]) -> None:
+    """:meth:`Matrix.pack` of each."""
+    for matrix in matrices:
+        matrix.pack()
 
 
 def packed_bytes(type_id: int, n: int, k: int) -> int:

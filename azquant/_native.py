@@ -5,6 +5,7 @@ Its entry points are those of ``azquant._fallback``; ``azquant._backend`` picks 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ __all__ = [
     "isas",
     "matmul_packed",
     "pack",
+    "pack_all",
     "packed_bytes",
     "packed_rows",
     "peak_bf16",
@@ -48,6 +50,7 @@ __all__ = [
     "unpack",
     "use_isa",
     "use_team",
+    "vocabulary_cuts",
 ]
 
 NAME = "c"
@@ -210,6 +213,31 @@ def scan_strings(
     )
 
 
+def vocabulary_cuts(tokens: Sequence[str]) -> Ints:
+    """Every way to cut one of ``tokens``, all different, into two others: (token, left, right), int32 (n, 3).
+
+    In the order of the tokens, and of a token's cuts from left to right.
+    """
+    texts = [token.encode("utf-8", "surrogatepass") for token in tokens]  # a cut in a character finds nothing
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    seed = int.from_bytes(os.urandom(8), "little")
+    found = ffi.new("int64_t *", 2 * len(texts))
+    cuts = np.empty((0, 3), np.int32)
+    while found[0] > len(cuts):
+        cuts = np.empty((found[0], 3), np.int32)
+        status = lib.azq_vocabulary_cuts(
+            ffi.from_buffer("uint8_t[]", b"".join(texts)),
+            ffi.from_buffer("int64_t[]", ends),
+            len(texts),
+            seed,
+            ffi.from_buffer("int32_t[]", cuts),
+            len(cuts),
+            found,
+        )
+        check(status, "cutting tokens")
+    return cuts[: found[0]]
+
+
 # ---- rows of blocks ----------------------------------------------------------------------------------
 
 
@@ -297,6 +325,12 @@ class Matrix:
         if status != lib.AZQ_OK:
             raise_status(status, "matmul")
         return y
+
+
+def pack_all(matrices: Sequence[Matrix]) -> None:
+    """:meth:`Matrix.pack` of each, without waiting for the interpreter between them."""
+    handles = [matrix.handle for matrix in matrices if matrix.can_int8]
+    check(lib.azq_matrices_pack(ffi.new("azq_matrix *[]", handles), len(handles)), "pack")
 
 
 # ---- packed weights, in the caller's memory -----------------------------------------------------------

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from azquant._backend import kernels
 from azquant._charsmap import Charsmap
 from azquant.errors import AzquantError, MissingDependencyError, ModelError, TokenizerError
 from azquant.gguf.keys import TokenType
@@ -214,32 +217,31 @@ def score_merges(
     vocabulary: VocabularyData, scores: Sequence[float], ids: dict[str, int]
 ) -> list[tuple[str, str]]:
     """SentencePiece's scores as merges: every token split in two, best score first, equal ones by ids."""
+    kinds = set(map(int, _TEXT_TYPES))
     typed = zip(vocabulary.tokens, vocabulary.types, strict=True)
-    of_text = {text for text, kind in typed if kind in _TEXT_TYPES}
-    ranked = []
-    for text in of_text:
-        score = -scores[ids[text]]
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
-            if left in of_text and right in of_text:
-                ranked.append((score, ids[left], ids[right], left, right))
-    ranked.sort()
-    return [(left, right) for _, _, _, left, right in ranked]
+    of_text = [text for text, kind in typed if kind in kinds]
+    token_ids = np.array([ids[text] for text in of_text], np.int64)
+    whole, left, right = token_ids[kernels().vocabulary_cuts(of_text).T]
+    best_first = np.lexsort((right, left, -np.asarray(scores, np.float64)[whole]))
+    tokens = vocabulary.tokens
+    pairs = zip(left[best_first].tolist(), right[best_first].tolist(), strict=True)
+    return [(tokens[i], tokens[j]) for i, j in pairs]
 
 
 def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:
     """Have control, unknown and user-defined tokens found in the text before anything is merged."""
     package = _package()
+    # As numbers: an enumeration's members are slow to compare with, tens of thousands of times.
+    special_kinds = {int(TokenType.CONTROL), int(TokenType.UNKNOWN)}
+    user_defined = int(TokenType.USER_DEFINED)
+    added = {*special_kinds, user_defined}
     special: list[Any] = []
     plain: list[Any] = []
-    normal = int(
-        TokenType.NORMAL
-    )  # an enumeration's member is slow to compare with, tens of thousands of times
-    unusual = [i for i, kind in enumerate(vocabulary.types) if kind != normal]
-    for text, kind in ((vocabulary.tokens[i], vocabulary.types[i]) for i in unusual):
-        if text and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            special.append(package.AddedToken(text, special=True, normalized=False))
-        elif text and kind == TokenType.USER_DEFINED:
-            plain.append(package.AddedToken(text, special=False, normalized=False))
+    for i in [i for i, kind in enumerate(vocabulary.types) if kind in added]:
+        text, is_special = vocabulary.tokens[i], vocabulary.types[i] in special_kinds
+        if text:
+            (special if is_special else plain).append(
+                package.AddedToken(text, special=is_special, normalized=False)
+            )
     backend.add_special_tokens(special)
     backend.add_tokens(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,7 @@ from azquant.cpu import _prepare
 from azquant.errors import DTypeError, ShapeError, UnsupportedTypeError
 from azquant.types import GGMLType, get_type
 
-__all__ = ["QTensor"]
+__all__ = ["QTensor", "pack_all"]
 
 
 class QTensor:
@@ -103,3 +104,12 @@ class QTensor:
     def packed_nbytes(self) -> int:
         """Bytes of the packed copy, 0 before there is one."""
         return int(self.__dict__["matrix"].packed_bytes()) if "matrix" in self.__dict__ else 0
+
+
+def pack_all(tensors: Sequence[QTensor]) -> None:
+    """:meth:`QTensor.pack` of each in one go, for which no other Python thread is waited for."""
+    unpacked = [tensor for tensor in tensors if not tensor.matrix.packed_bytes()]
+    kernels().pack_all([tensor.matrix for tensor in unpacked])
+    for tensor in unpacked:
+        if tensor.matrix.packed_bytes():
+            drop_pages(tensor.data)

@@ -75,12 +75,9 @@ class Tokenizer:
         self._unigram = self.model == "t5"
         self._sentencepiece = self.model == "llama" or self._unigram
         self._types = self._read_types(metadata)
-        normal = int(TokenType.NORMAL)  # slow to compare with as an enumeration's member
-        unusual = [token_id for token_id, kind in enumerate(self._types) if kind != normal]
+        special = {int(TokenType.CONTROL), int(TokenType.UNKNOWN)}  # members are slow to compare with
         self.special_ids = frozenset(
-            token_id
-            for token_id in unusual
-            if self._types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN)
+            [token_id for token_id, kind in enumerate(self._types) if kind in special]
         )
         split = NAMED.get(self._pre) if self.model == "gpt2" else None
         starts = self.model == "llama" or (split is not None and split.add_bos)

@@ -76,6 +76,12 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
 int64_t azq_gguf_strings(const void *data, int64_t end, int64_t offset, int64_t count, int big_endian,
                          int64_t *starts);
 
+/* Every way to cut one of count different tokens into two others of them. text holds the tokens one after the
+ * other, token i up to byte ends[i]; cuts gets (token, left, right) for the first `capacity` ways, by token and
+ * place of the cut; *found is how many there are. seed: any number that whoever chose the tokens cannot know. */
+azq_status azq_vocabulary_cuts(const uint8_t *text, const int64_t *ends, int64_t count, uint64_t seed,
+                               int32_t *cuts, int64_t capacity, int64_t *found);
+
 /* ---- matrices -------------------------------------------------------------------------------- */
 
 /* A weight matrix (n, k) over GGUF bytes, which the caller keeps alive. Read-only after creation;
@@ -91,6 +97,8 @@ int azq_has_int8(int type);
 
 /* Makes the packed copy that the int8 and bf16 kernels read (a no-op when made already). */
 azq_status azq_matrix_pack(azq_matrix *w);
+/* The same for each of several, up to the first that cannot be packed. */
+azq_status azq_matrices_pack(azq_matrix *const *w, int64_t count);
 /* Bytes of the packed copy; 0 when there is none. */
 int64_t azq_matrix_packed_bytes(const azq_matrix *w);
 /* The GGUF bytes back from the packed copy, dst (n, azq_row_bytes(type, k)). AZQ_E_TYPE when not packed. */

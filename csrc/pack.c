@@ -304,6 +304,17 @@ azq_status azq_matrix_pack(azq_matrix *w) {
     return AZQ_OK;
 }
 
+azq_status azq_matrices_pack(azq_matrix *const *w, int64_t count) {
+    if (!w && count > 0) {
+        return AZQ_E_NULL;
+    }
+    azq_status status = AZQ_OK;
+    for (int64_t i = 0; i < count && status == AZQ_OK; i++) {
+        status = azq_matrix_pack(w[i]);
+    }
+    return status;
+}
+
 int64_t azq_matrix_packed_bytes(const azq_matrix *w) {
     return w && atomic_load(&w->packed) ? (w->n + AZQ_PANEL - 1) / AZQ_PANEL * w->panel_bytes : 0;
 }

@@ -37,15 +37,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_fallback_blocks", "_fallback_decode", "_fallback_encode", "errors", "program", "types",
     },
     "_fallback_search": {"_fallback_decode"},
+    "_hashing": {"errors"},
     "_native": {"_azquant", "errors", "program"},
     "_pages": set(),
-    "_tokenizer_backend": {"_charsmap", "errors", "gguf", "pretokenizer"},
+    "_tokenizer_backend": {"_backend", "_charsmap", "errors", "gguf", "pretokenizer"},
     "_version": set(),
     "architectures": {"errors", "gguf", "program", "tensor"},
     "checkpoint": {"errors"},
     "conversion": {
-        "_tokenizer_backend", "_version", "architectures", "checkpoint", "cpu", "errors", "gguf", "imatrix",
-        "ops", "pretokenizer", "tensor", "tokenizer", "types"
+        "_hashing", "_tokenizer_backend", "_version", "architectures", "checkpoint", "cpu", "errors", "gguf",
+        "imatrix", "ops", "pretokenizer", "tensor", "tokenizer", "types"
     },
     "cpu": {"_backend", "errors", "types"},
     "engine": {"_backend", "architectures", "cpu", "errors", "gguf", "ops", "program", "tensor", "tokenizer"},

@@ -18,8 +18,7 @@ compare them). Where azquant differs, it does so on purpose:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from azquant.architectures.base import Architecture, TensorRule
@@ -81,14 +80,22 @@ def __getattr__(name: str) -> Any:
     )
 
 
-@cache
-def _by_hf_name() -> dict[str, Architecture[Any]]:
-    return {name: item for item in ARCHITECTURES.values() for name in item.hf_names}
+def _hf_names(item: Architecture[Any]) -> tuple[str, ...]:
+    return tuple(item.hf_names)
 
 
-@cache
-def _by_type() -> dict[str, Architecture[Any]]:
-    return {name: item for item in ARCHITECTURES.values() for name in (item.name, *item.model_types)}
+def _types(item: Architecture[Any]) -> tuple[str, ...]:
+    return item.name, *item.model_types
+
+
+def _known(names: Callable[[Architecture[Any]], tuple[str, ...]]) -> str:
+    return ", ".join(name for item in ARCHITECTURES.values() for name in names(item))
+
+
+def _named(name: str, names: Callable[[Architecture[Any]], tuple[str, ...]]) -> Architecture[Any] | None:
+    """The architecture that goes by ``name``. Only one is imported where it begins like its GGUF name."""
+    by_likeness = sorted(ARCHITECTURES, key=lambda known: not name.lower().startswith(known))
+    return next((ARCHITECTURES[known] for known in by_likeness if name in names(ARCHITECTURES[known])), None)
 
 
 def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
@@ -102,21 +109,21 @@ def architecture_of_config(config: Mapping[str, Any]) -> Architecture[Any]:
     if listed:
         names = listed if isinstance(listed, list) else [listed]
         for name in names:
-            if isinstance(name, str) and name in _by_hf_name():
-                return _by_hf_name()[name]
+            if isinstance(name, str) and (item := _named(name, _hf_names)):
+                return item
         found = ", ".join(map(str, names))
     else:
         model_type = config.get("model_type")
         if not model_type:
             raise ConversionError(
                 "config.json: neither architectures nor model_type says what model this is; "
-                f"known are {', '.join(_by_hf_name())}"
+                f"known are {_known(_hf_names)}"
             )
-        if isinstance(model_type, str) and model_type in _by_type():
-            return _by_type()[model_type]
+        if isinstance(model_type, str) and (item := _named(model_type, _types)):
+            return item
         found = str(model_type)
     raise UnsupportedArchitectureError(
-        f"config.json: architecture {found:.80} is not supported; known are {', '.join(_by_hf_name())}"
+        f"config.json: architecture {found:.80} is not supported; known are {_known(_hf_names)}"
     )
 
 

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+import gc
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import NoReturn, cast
 
 import click
 
 from azquant._version import __version__
-from azquant.cli import (
-    bench,
-    chat,
-    convert,
-    edit,
-    eval,
-    generate,
-    hub,
-    imatrix,
-    inspect,
-    manage,
-    models,
-    quantize,
-    split,
-    verify,
-)
 from azquant.cli.guard import Program
 
 __all__ = ["cli", "main"]
 
+# Each verb's module, and its name there. A module is imported when its verb is called, or listed.
+_VERBS = {
+    "bench": ("bench", "bench"),
+    "chat": ("chat", "chat"),
+    "convert": ("convert", "convert"),
+    "cp": ("manage", "cp"),
+    "create": ("manage", "create"),
+    "edit": ("edit", "edit"),
+    "eval": ("eval", "evaluate"),
+    "export": ("manage", "export"),
+    "generate": ("generate", "generate"),
+    "imatrix": ("imatrix", "imatrix"),
+    "import": ("manage", "import_model"),
+    "inspect": ("inspect", "inspect"),
+    "list": ("models", "list_models"),
+    "merge": ("split", "merge"),
+    "pull": ("hub", "pull"),
+    "push": ("hub", "push"),
+    "quantize": ("quantize", "quantize"),
+    "rm": ("manage", "rm"),
+    "show": ("models", "show"),
+    "split": ("split", "split"),
+    "store": ("manage", "store"),
+    "verify": ("verify", "verify"),
+    "versions": ("models", "versions"),
+}
+
+# Commands make many objects that live to their end and hardly a cycle; looking through all of them for
+# cycles, over and again, took them up to a twentieth of their time.
+_UNCOLLECTED = 200_000
+
+
+class _Verbs(Mapping[str, click.Command]):
+    def __getitem__(self, name: str) -> click.Command:
+        module, attribute = _VERBS[name]
+        found: click.Command = getattr(importlib.import_module(f"azquant.cli.{module}"), attribute)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_VERBS)
+
+    def __len__(self) -> int:
+        return len(_VERBS)
+
 
 @click.group(
     cls=Program,
+    commands=cast(MutableMapping[str, click.Command], _Verbs()),  # click writes to it in add_command only
     epilog="""\b
 Example: from a Hugging Face checkpoint to Azerbaijani text
   azquant convert az_llm_hf az-llm-q4_0.gguf
@@ -45,35 +76,8 @@ def cli() -> None:
     """Checkpoints to 4-bit GGUF files, and the files to text, on the CPU."""
 
 
-for verb in (
-    bench.bench,
-    chat.chat,
-    convert.convert,
-    edit.edit,
-    eval.evaluate,
-    generate.generate,
-    imatrix.imatrix,
-    inspect.inspect,
-    quantize.quantize,
-    split.merge,
-    split.split,
-    verify.verify,
-    manage.create,
-    models.list_models,
-    models.show,
-    models.versions,
-    manage.cp,
-    manage.rm,
-    manage.export,
-    manage.import_model,
-    manage.store,
-    hub.pull,
-    hub.push,
-):
-    cli.add_command(verb)
-
-
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line ``args`` (default: the program's own) and ends the process."""
+    gc.set_threshold(_UNCOLLECTED)
     cli.main(args=args, prog_name="azquant")
     raise AssertionError("the command line ends the process itself")

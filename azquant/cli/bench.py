@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +139,8 @@ def _llama_bench(program: Path, model: Path, report: BenchReport) -> dict[str, f
         "-n",
         str(answer),
     ]
+    import subprocess  # a few milliseconds that no other verb pays, nor this one alone
+
     try:
         done = subprocess.run(
             [*command, "-r", "1", "-o", "json"], capture_output=True, text=True, check=True, timeout=600
@@ -154,10 +154,12 @@ def _llama_bench(program: Path, model: Path, report: BenchReport) -> dict[str, f
 
 
 def _print(reports: list[BenchReport], theirs: list[dict[str, float]]) -> None:
+    from statistics import median
+
     last = reports[-1]
     rows = []
     for i, row in enumerate(last.rows):
-        rate = statistics.median(report.rows[i].tokens_per_second for report in reports)
+        rate = median(report.rows[i].tokens_per_second for report in reports)
         samples = [sample for report in reports for sample in report.rows[i].samples]
         limit = (
             ""
@@ -167,11 +169,7 @@ def _print(reports: list[BenchReport], theirs: list[dict[str, float]]) -> None:
         line = [row.name, f"{rate:,.0f}", f"{min(samples):,.0f} to {max(samples):,.0f}", limit]
         if theirs:
             peer = [run[row.name] for run in theirs if row.name in run]
-            line += (
-                [f"{statistics.median(peer):,.0f}", f"{rate / statistics.median(peer):.2f}"]
-                if peer
-                else ["", ""]
-            )
+            line += [f"{median(peer):,.0f}", f"{rate / median(peer):.2f}"] if peer else ["", ""]
         rows.append(line)
     head = ["", "tokens/s", "spread", "of limit"] + (["llama-bench", "ratio"] if theirs else [])
     print_table(head, rows)

@@ -13,6 +13,7 @@ from azquant.cli.answering import answer_options, load_model, model_options, sam
 from azquant.cli.console import dim, for_terminal, say, write
 from azquant.cli.guard import Verb
 from azquant.cli.model_file import MODEL_FILE, store_option
+from azquant.cli.startup import import_numpy
 from azquant.errors import ArgumentError, ContextLengthError
 
 __all__ = ["chat"]
@@ -40,6 +41,7 @@ def chat(model: Path, system: str | None, max_tokens: int, **given: Any) -> None
     Each line is a message, and the model sees the whole conversation. /clear begins a new one, /bye or the
     end of the input ends. Without a chat template use `azquant generate`.
     """
+    import_numpy()
     options = answer_options(max_tokens, given)
     loaded = load_model(model, given, n_seq=1)
     start = [] if system is None else [{"role": "system", "content": system}]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from azquant._hashing import hashing_ahead
 from azquant.cli.console import (
     print_json,
     print_table,
@@ -22,6 +23,7 @@ from azquant.cli.console import (
 from azquant.cli.guard import Verb
 from azquant.cli.options import size_option
 from azquant.cli.proof import print_proof
+from azquant.cli.startup import import_numpy
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport, TensorRow
@@ -124,16 +126,21 @@ def convert(
     DST appears whole or not at all; llama.cpp and Ollama read it too. Without DST, or where it is a
     folder, the file is named by the GGUF convention, as in az-llm-134M-v1.0-Q4_0.gguf.
     """
-    import azquant
-    from azquant.conversion import check_for_ollama, write_modelfile
-
     if dst is not None and output is not None:
         raise click.UsageError("give DST or --output, not both")
     dst = output if dst is None else dst
     scratch: dict[str, Any] = {"activation": activation, "attention_scale": attention_scale, "heads": heads}
     target = "the file" if dst is None else visible(dst.name)
-    with progress_bar(f"writing {target}", shown=not quiet) as progress:
-        report = azquant.convert(
+    # What takes longest begins first: most folders have their weights here.
+    weights = src / "model.safetensors" if src.is_dir() else src
+    with (
+        hashing_ahead(() if dry_run else (weights,)),
+        progress_bar(f"writing {target}", shown=not quiet) as progress,
+    ):
+        import_numpy()
+        from azquant import conversion
+
+        report = conversion.convert(
             src,
             dst,
             type_,
@@ -149,8 +156,8 @@ def convert(
             progress=progress,
         )
     if modelfile and not dry_run:
-        written = write_modelfile(report.destination, overwrite=overwrite)
-        for problem in check_for_ollama(report.destination):
+        written = conversion.write_modelfile(report.destination, overwrite=overwrite)
+        for problem in conversion.check_for_ollama(report.destination):
             say("warning", f"Ollama: {problem}")
         if not (quiet or as_json):
             write(f"wrote {visible(str(written))}; next:  ollama create <name> -f {visible(str(written))}\n")

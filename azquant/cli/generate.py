@@ -15,6 +15,7 @@ from azquant.cli.answering import answer_options, load_model, model_options, sam
 from azquant.cli.console import dim, for_terminal, print_json, say, show_bytes, write
 from azquant.cli.guard import Verb
 from azquant.cli.model_file import MODEL_FILE, store_option
+from azquant.cli.startup import import_numpy
 from azquant.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def generate(
     PROMPT "-" is read from standard input, without the newline that ends it. No PROMPT: the model begins
     by itself.
     """
+    import_numpy()
     if chat and ids:
         raise ArgumentError("--chat takes text, --ids takes token ids: give one of them")
     if system is not None and not chat:

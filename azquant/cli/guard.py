@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -133,6 +132,8 @@ def _explain(error: click.ClickException) -> None:
 
 def _show_traceback(state: _State) -> None:
     if state.debug:
+        import traceback
+
         say(None, traceback.format_exc())
 
 

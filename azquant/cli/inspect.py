@@ -11,6 +11,7 @@ import click
 from azquant.cli.console import print_json, print_table, shorten, show_bytes, show_count, visible, write
 from azquant.cli.guard import Verb
 from azquant.cli.model_file import MODEL_FILE, store_option
+from azquant.cli.startup import import_numpy
 
 if TYPE_CHECKING:
     from azquant.gguf import GGUFArray, GGUFFile, Value, ValueType
@@ -61,6 +62,7 @@ def inspect(
     Only the header is read, so this takes the same moment for any size of model. The first file of a split
     model stands for all.
     """
+    import_numpy()
     from azquant.gguf import open_gguf
 
     with open_gguf(file) as opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,10 @@ class _ModelFile(click.ParamType[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Raises what :func:`azquant.store.resolve` raises."""
+        with suppress(OSError, ValueError):
+            path = Path(value)
+            if path.exists():
+                return path  # as resolve() would say, without what a store needs
         from azquant.store import resolve
 
         return resolve(value, None if ctx is None else ctx.meta.get(_KEY))

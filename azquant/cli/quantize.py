@@ -11,6 +11,7 @@ import click
 from azquant.cli.console import print_json, print_table, progress_bar, show_bytes, visible, write
 from azquant.cli.guard import Verb
 from azquant.cli.model_file import MODEL_FILE, store_option
+from azquant.cli.startup import import_numpy
 
 if TYPE_CHECKING:
     from azquant.conversion import ConversionReport
@@ -89,6 +90,7 @@ def quantize(
     TARGET is q4_0 unless given. The types of the tensors and their bytes are those of llama-quantize; a
     tensor that has its type already is copied. DST appears whole or not at all.
     """
+    import_numpy()
     import azquant
 
     with progress_bar(f"writing {visible(dst.name)}", shown=not quiet) as progress:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from azquant._hashing import hashing
 from azquant.architectures import Architecture, architecture_of_config
 from azquant.checkpoint import Checkpoint, StackedTensor, open_checkpoint
 from azquant.conversion.agreement import Agreement
 from azquant.conversion.from_scratch import ScratchOptions, recognize
 from azquant.conversion.lora import open_adapter
-from azquant.conversion.metadata import general_metadata, hashing, source_metadata
+from azquant.conversion.metadata import general_metadata, source_metadata
 from azquant.conversion.modelfile import check_for_ollama, modelfile_text, write_modelfile
 from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
-from azquant.conversion.quantize import quantize_file
 from azquant.conversion.recipe import get_target
 from azquant.conversion.report import ConversionReport, Coverage, TensorRow
 from azquant.conversion.tokenizer import tokenizer_proof
@@ -29,6 +29,9 @@ from azquant.cpu import num_threads
 from azquant.errors import ArgumentError, ConversionError, ConversionWarning
 from azquant.gguf import MetadataValue, TensorSpec, check_output, write_gguf, write_split_gguf
 from azquant.types import GGMLType
+
+if TYPE_CHECKING:
+    from azquant.conversion.quantize import quantize_file
 
 __all__ = [
     "CONVERT_TYPES",
@@ -42,6 +45,13 @@ __all__ = [
     "quantize_file",
     "write_modelfile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "quantize_file":  # what a conversion does not need is imported when it is asked for
+        raise AttributeError(f"module 'azquant.conversion' has no attribute {name!r}")
+    return getattr(importlib.import_module("azquant.conversion.quantize"), name)
+
 
 # Names of weight files that say nothing of the model; the folder's name is better.
 _SAY_NOTHING = ("ckpt", "checkpoint", "model", "pytorch_model", "best", "final", "last")
@@ -107,10 +117,10 @@ def convert(
     if destination is not None and not destination.is_dir():
         check_output(destination, overwrite=overwrite)  # before anything is read
     with open_checkpoint(source) as checkpoint, ExitStack() as opened:
-        architecture, config, hf_config, weights, more_notes = _model(checkpoint, options)
         adapter = None if lora is None else open_adapter(Path(lora), opened)
         files = (*checkpoint.files, *(adapter.files if adapter else ()))
         hashes = None if dry_run else opened.enter_context(hashing(files))  # what takes longest begins first
+        architecture, config, hf_config, weights, more_notes = _model(checkpoint, options)
         plan = make_plan(architecture, config, weights, wanted, adapter)
         folder = source if source.is_dir() else source.parent
         tokenizer_path = folder if tokenizer is None else Path(tokenizer)
@@ -172,7 +182,7 @@ def convert(
 def _write(
     output: Path,
     metadata: Callable[[list[str]], dict[str, MetadataValue]],
-    hashes: Future[list[str]],
+    hashes: Callable[[], list[str]],
     specs: list[TensorSpec],
     data: Callable[[TensorSpec], Iterable[Any]],
     files: tuple[Path, ...],
@@ -187,9 +197,9 @@ def _write(
     if split_max_size is not None and sum(spec.nbytes for spec in specs) > split_max_size:
         prefix = output.with_suffix("") if output.suffix == ".gguf" else output
         options["max_bytes"] = split_max_size
-        return write_split_gguf(prefix, metadata(hashes.result()), specs, data, **options)
+        return write_split_gguf(prefix, metadata(hashes()), specs, data, **options)
     placeholder = metadata(["0" * 64 for _ in files])
-    write_gguf(output, placeholder, specs, data, late=lambda: metadata(hashes.result()), **options)
+    write_gguf(output, placeholder, specs, data, late=lambda: metadata(hashes()), **options)
     return [output]
 
 

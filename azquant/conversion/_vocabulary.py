@@ -60,7 +60,7 @@ def reconcile(files: TokenizerFiles, vocab_size: int) -> Vocabulary:
             )
             continue
         by_id[token_id] = text
-    types: dict[int, int] = dict.fromkeys(by_id, TokenType.NORMAL)
+    types: dict[int, int] = dict.fromkeys(by_id, int(TokenType.NORMAL))
     listed = list(_listed_tokens(tokenizer, where))
     extra = _unlisted_tokens(files, ids, {token.content for token in listed})
     # An added token that the model does not know gets the next free id, whatever its entry says: so does
@@ -206,8 +206,9 @@ def _lay_out(
             f"{where}: the text of token {bad} has a lone surrogate, which is no text"
         ) from error
     kept = {text: token_id for text, token_id in ids.items() if by_id.get(token_id) == text}
+    unused = int(TokenType.UNUSED)  # a member of an enumeration takes longer to turn into a number
     return Vocabulary(
-        tokens, [int(types.get(token_id, TokenType.UNUSED)) for token_id in range(vocab_size)], kept, extra
+        tokens, [int(types.get(token_id, unused)) for token_id in range(vocab_size)], kept, extra
     )
 
 

@@ -20,27 +20,21 @@ compare them). Where azquant differs, it does so on purpose:
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from azquant._version import __version__
 from azquant.checkpoint.jsonfile import read_object
 from azquant.conversion.recipe import Target
-from azquant.errors import InputFileError
 from azquant.gguf import MetadataValue, ValueType, keys
 
-__all__ = ["file_hashes", "general_metadata", "hashing", "model_card", "size_label", "source_metadata"]
+__all__ = ["general_metadata", "model_card", "size_label", "source_metadata"]
 
 _SIZE = re.compile(r"\d+(\.\d+)?[KMBT]", re.IGNORECASE)
 _VERSION = re.compile(r"v\d+(\.\d+)*", re.IGNORECASE)
 _CARD_LIMIT = 1 << 20
-_HASHED_BYTES = 1 << 22  # at a time: the fewer times, the less waiting for the interpreter
 _LICENSES = {"license": keys.LICENSE, "license_name": keys.LICENSE_NAME, "license_link": keys.LICENSE_LINK}
 _FROM_CARD = {
     "author": keys.AUTHOR,
@@ -153,35 +147,6 @@ def source_metadata(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, M
         "azquant.source.files": keys.array(ValueType.STRING, [path.name for path in files]),
         "azquant.source.sha256": keys.array(ValueType.STRING, list(hashes)),
     }
-
-
-def file_hashes(files: Sequence[Path], stop: Event | None = None) -> list[str]:
-    """SHA-256 of each file, several at a time; of no use once ``stop`` is set. Raises InputFileError."""
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(lambda path: _file_hash(path, stop), files))
-
-
-@contextmanager
-def hashing(files: Sequence[Path]) -> Iterator[Future[list[str]]]:
-    """:func:`file_hashes` while something else is done; leaving the ``with`` ends it."""
-    stop = Event()
-    with ThreadPoolExecutor(1, "azquant-hash") as pool:
-        try:
-            yield pool.submit(file_hashes, files, stop)
-        finally:
-            stop.set()
-
-
-def _file_hash(path: Path, stop: Event | None) -> str:
-    digest = hashlib.sha256()
-    chunk = memoryview(bytearray(_HASHED_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            while (stop is None or not stop.is_set()) and (size := file.readinto(chunk)):
-                digest.update(chunk[:size])
-    except OSError as error:
-        raise InputFileError(f"{path}: cannot be read: {error}") from error
-    return digest.hexdigest()
 
 
 def size_label(parameters: int) -> str:

@@ -121,12 +121,6 @@ class Model:
         self.architecture = architecture.name
         self.config = architecture.config.from_gguf(metadata)
         architecture.check_tensors(self.config, file.tensors)
-        self.tokenizer: Tokenizer = load_tokenizer(metadata)
-        if self.tokenizer.n_vocab > self.config.vocab_size:
-            raise ModelError(
-                f"{file.path}: the tokenizer lists {self.tokenizer.n_vocab} tokens, "
-                f"the embedding has rows for {self.config.vocab_size}"
-            )
         self._compute, self._kv_type = compute, kv_type
         self._weights = FileWeights(file)
         self._spec = architecture.program(self.config, self._weights)
@@ -137,13 +131,25 @@ class Model:
         asked = n_ctx is not None or n_seq is not None
         self._memory = self._needs(packed)
         self._memory.check(str(file.path), available_memory(), whole_cache=asked)
-        beside = self.tokenizer.prepare if self._memory.weights >= _WORTH_A_THREAD else None
-        self._weights.pack(packed, beside)
+        if self._memory.weights >= _WORTH_A_THREAD:
+            self._weights.pack(packed, lambda: self._load_tokenizer(metadata).prepare())
+        else:
+            self._load_tokenizer(metadata)
+            self._weights.pack(packed)
         self._program = kernels().Program(self._spec)
         self._lock = threading.Lock()
         self._closed = False
         self._scheduler: Scheduler | None = None
         _models.add(self)
+
+    def _load_tokenizer(self, metadata: Mapping[str, Any]) -> Tokenizer:
+        self.tokenizer = load_tokenizer(metadata)
+        if self.tokenizer.n_vocab > self.config.vocab_size:
+            raise ModelError(
+                f"{self.path}: the tokenizer lists {self.tokenizer.n_vocab} tokens, "
+                f"the embedding has rows for {self.config.vocab_size}"
+            )
+        return self.tokenizer
 
     @property
     def n_vocab(self) -> int:

@@ -117,14 +117,15 @@ class Chooser:
     sampler: Sampler
     n_vocab: int
     prompt: Iterable[int] = ()
-    _random: np.random.Generator = field(init=False)
+    _random: np.random.Generator | None = field(init=False, default=None)
     _seen: npt.NDArray[np.bool_] | None = field(init=False, default=None)
     _counts: npt.NDArray[np.int64] | None = field(init=False, default=None)
     _bias: tuple[Ids, Doubles] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         s = self.sampler
-        self._random = np.random.default_rng(s.seed)
+        if s.temperature > 0:  # NumPy imports its generators when they are asked for
+            self._random = np.random.default_rng(s.seed)
         if s.logit_bias:
             ids = np.array([int(token) for token in s.logit_bias], dtype=object)
             if ids.max() >= self.n_vocab:
@@ -177,7 +178,7 @@ class Chooser:
         s = self.sampler
         likeliest = int(np.argmax(x))  # of a NaN, should there be one
         top = check_top(float(x[likeliest]))
-        if s.temperature == 0:
+        if self._random is None:
             return likeliest
         ids: Ids | None = None  # None: all
         if 0 < s.top_k < len(x):

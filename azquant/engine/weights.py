@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from azquant._backend import kernels
 from azquant.architectures import Architecture
+from azquant.cpu import num_threads
 from azquant.errors import ModelError
 from azquant.gguf import GGUFFile
-from azquant.tensor import QTensor
+from azquant.tensor import QTensor, pack_all
 
 __all__ = ["FileWeights"]
+
+_TOGETHER = 12 << 20
+"""Bytes of tensors that are packed in one go."""
 
 
 class FileWeights:
@@ -73,22 +78,39 @@ class FileWeights:
         wanted = set(map(id, chosen))
         tensors = [tensor for tensor in self._matrices.values() if id(tensor.matrix) in wanted]
         failures: list[BaseException] = []
+        alone = threading.Event()
 
         def run() -> None:
             try:
-                for tensor in tensors:
-                    tensor.pack()
+                for group in _groups(tensors):
+                    # Whoever works beside this keeps a processor busy.
+                    kernels().threads_here(0 if alone.is_set() else max(1, num_threads() - 1))
+                    pack_all(group)
             except BaseException as error:
                 failures.append(error)
 
-        if beside is None or not tensors:
-            run()
-        else:
-            thread = threading.Thread(target=run, name="azquant-pack")
-            thread.start()
-            try:
-                beside()
-            finally:
-                thread.join()
+        if beside is None:
+            for group in _groups(tensors):
+                pack_all(group)
+            return
+        thread = threading.Thread(target=run, name="azquant-pack")
+        thread.start()
+        try:
+            beside()
+        finally:
+            alone.set()
+            thread.join()
         if failures:
             raise failures[0]
+
+
+def _groups(tensors: Sequence[QTensor]) -> Iterator[list[QTensor]]:
+    """Some at a time: each group waits once for the interpreter, and is held twice while it is packed."""
+    group: list[QTensor] = []
+    for tensor in tensors:
+        group.append(tensor)
+        if sum(member.nbytes for member in group) >= _TOGETHER:
+            yield group
+            group = []
+    if group:
+        yield group

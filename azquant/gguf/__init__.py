@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from azquant.gguf import keys
 from azquant.gguf.encoding import MetadataValue
-from azquant.gguf.fill import Piece
 from azquant.gguf.reader import GGUFFile, GGUFTensor, open_gguf
 from azquant.gguf.totals import type_totals
 from azquant.gguf.values import GGUFArray, Value, ValueType
@@ -18,6 +17,7 @@ from azquant.gguf.values import GGUFArray, Value, ValueType
 if TYPE_CHECKING:
     from azquant.gguf.atomic import check_output
     from azquant.gguf.edit import edit_gguf, edited_metadata
+    from azquant.gguf.fill import Piece
     from azquant.gguf.split import merge_gguf, split_gguf, write_split_gguf
     from azquant.gguf.writer import TensorSpec, write_gguf
 
@@ -44,6 +44,7 @@ __all__ = [
 
 # What writes files is loaded on first use: running a model needs none of it.
 _LAZY = {
+    "Piece": "fill",
     "TensorSpec": "writer",
     "check_output": "atomic",
     "edit_gguf": "edit",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 import threading
@@ -166,14 +165,14 @@ class AtomicFile:
 
     def _create_named(self) -> int:
         # Set before it exists, so that no interruption can fall between.
-        self._temporary = self._folder / f".azquant-{secrets.token_hex(8)}.tmp"
+        self._temporary = self._folder / f".azquant-{os.urandom(8).hex()}.tmp"
         return os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def _name(self) -> None:
         """Name the unnamed file: at once as the target if nothing is replaced, else temporarily."""
         name = self._target
         if self._overwrite:
-            name = self._temporary = self._folder / f".azquant-{secrets.token_hex(8)}.tmp"
+            name = self._temporary = self._folder / f".azquant-{os.urandom(8).hex()}.tmp"
         try:
             # Python follows the link in /proc only when told a folder, which an absolute path then ignores.
             source = f"/proc/self/fd/{self.descriptor}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,7 @@ def _encode_array(kind: ValueType, items: Any) -> bytes | memoryview:
 
 def _encode_items(kind: ValueType, items: Sequence[Any] | np.ndarray[Any, Any]) -> bytes:
     if kind is ValueType.STRING:
-        return b"".join([_located(i, _encode_string, item) for i, item in enumerate(items)])
+        return _encode_strings(items)
     if kind is ValueType.ARRAY:
         return b"".join([_located(i, _encode_inner, item) for i, item in enumerate(items)])
     if isinstance(items, (np.ndarray, GGUFArray)):
@@ -130,6 +131,16 @@ def _encode_items(kind: ValueType, items: Sequence[Any] | np.ndarray[Any, Any]) 
         pass
     # One at a time says which does not fit, and takes what struct is too strict about.
     return b"".join([_located(i, _encode_scalar, kind, item) for i, item in enumerate(items)])
+
+
+def _encode_strings(items: Sequence[Any] | np.ndarray[Any, Any]) -> bytes:
+    if isinstance(items, (list, tuple)) and set(map(type, items)) <= {str}:
+        pack = STRUCTS["<Q"].pack
+        with suppress(UnicodeEncodeError):
+            texts = [item.encode("utf-8", "surrogateescape") for item in items]
+            return b"".join([part for text in texts for part in (pack(len(text)), text)])
+    # One at a time says which is no text, and takes what only resembles a list of strings.
+    return b"".join([_located(i, _encode_string, item) for i, item in enumerate(items)])
 
 
 def _encode_inner(item: Any) -> bytes | memoryview:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from azquant.conversion.modelfile import modelfile_text
 from azquant.errors import (
     ArgumentError,
     ConversionError,
@@ -48,6 +47,8 @@ _MIXTURES = {
 
 def recipe_for(path: Path) -> Modelfile:
     """What a GGUF file alone is made into: with the settings that can be told from its metadata."""
+    from azquant.conversion.modelfile import modelfile_text  # only whoever adds a model waits for conversion
+
     with open_gguf(path) as file:
         try:
             found = parse_modelfile(modelfile_text(file.metadata, "model.gguf"))

@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from azquant._hashing import file_hashes
 from azquant.architectures import Architecture
 from azquant.architectures.base import ScaleRows, Transpose
 from azquant.checkpoint import Checkpoint, LazyTensor, open_checkpoint
 from azquant.checkpoint.source import FileSource
-from azquant.conversion.metadata import file_hashes, general_metadata, source_metadata
+from azquant.conversion.metadata import general_metadata, source_metadata
 from azquant.conversion.plan import Plan, PlannedTensor, make_plan
 from azquant.conversion.recipe import TARGETS, Target, get_target
 from azquant.conversion.tokenizer import tokenizer_metadata

@@ -3,6 +3,9 @@
 #if AZQ_X86
 #define AZQ_NAME(name) name##_avx2
 #define AZQ_LANES 8
+#include <immintrin.h>
+#define LANE_MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define LANE_MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #include "families.h"
 
 AZQ_TARGET_BEGIN("avx2,f16c")

@@ -306,12 +306,17 @@ static void quantize_q6_k(const float *x, const float *importance, azq_block_q6_
             y->scales[g] = (int8_t)azq_low_byte(s < 127 ? s : 127);
             recode_symmetric(x + 16 * g, d * (float)y->scales[g], 32, f.q + 16 * g);
         }
-        for (int i = 0; i < 64; i++) {
-            const uint8_t *q = f.q + i / 32 * 128 + i % 32;
-            uint8_t *low = y->ql + i / 32 * 64 + i % 32;
-            low[0] = (uint8_t)((q[0] & 15) | (q[64] & 15) << 4);
-            low[32] = (uint8_t)((q[32] & 15) | (q[96] & 15) << 4);
-            y->qh[i] = (uint8_t)(q[0] >> 4 | q[32] >> 4 << 2 | q[64] >> 4 << 4 | q[96] >> 4 << 6);
+        for (int half = 0; half < 2; half++) { /* a loop for each row of bytes, which compilers make vectors of */
+            const uint8_t *q = f.q + 128 * half;
+            uint8_t low[64], high[32];
+            for (int i = 0; i < 64; i++) {
+                low[i] = (uint8_t)((q[i] & 15) | (q[64 + i] & 15) << 4);
+            }
+            for (int i = 0; i < 32; i++) {
+                high[i] = (uint8_t)(q[i] >> 4 | q[32 + i] >> 4 << 2 | q[64 + i] >> 4 << 4 | q[96 + i] >> 4 << 6);
+            }
+            memcpy(y->ql + 64 * half, low, sizeof low);
+            memcpy(y->qh + 32 * half, high, sizeof high);
         }
     }
 }

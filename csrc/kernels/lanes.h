@@ -31,6 +31,20 @@ LANE_INLINE vi clamp(vi x, int32_t low, int32_t high) {
     return choose_int(x > high, (vi){0} + high, x);
 }
 
+/* The nearest whole number, ties to even, of |x| < 2^22; never -0. */
+LANE_INLINE vf whole(vf x) { return x + 12582912.0f - 12582912.0f; }
+
+/* Numbers brought into low .. high; what becomes of a NaN differs. Compilers make selections of a comparison,
+ * so an ISA with instructions for it says so: LANE_MIN and LANE_MAX. */
+#ifndef LANE_MIN
+#define LANE_MIN(a, b) choose((a) < (b), a, b)
+#define LANE_MAX(a, b) choose((a) > (b), a, b)
+#endif
+LANE_INLINE vf limit(vf x, float low, float high) {
+    vf raised = LANE_MAX(x, splat(low));
+    return LANE_MIN(raised, splat(high));
+}
+
 /* Groups of n consecutive elements into lanes: t[i][l] = x[l * n + i]; lanes from count on are zero. */
 LANE_INLINE void to_lanes(int n, int count, const float *x, vf *t) {
     float at[32 * AZQ_LANES];

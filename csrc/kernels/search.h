@@ -36,8 +36,8 @@ LANE_INLINE vf fit_symmetric(int n, int nmax, const vf *x, const vf *w, vi *q) {
         int step = try == 0 ? 0 : try <= 9 ? try - 10 : try - 9; /* 0, -9 .. -1, 1 .. 9 */
         vf inverse = -((float)nmax + 0.1f * (float)step) / max;
         vf sumlx = splat(0), suml2 = splat(0);
-        for (int i = 0; i < n; i++) {
-            vf l = to_float(clamp(nearest(inverse * x[i]), -nmax, nmax - 1));
+        for (int i = 0; i < n; i++) { /* |inverse * x| <= nmax + 0.9, but for groups of nothing, whose codes go */
+            vf l = limit(whole(inverse * x[i]), (float)-nmax, (float)(nmax - 1));
             sumlx += wx[i] * l;
             suml2 += w[i] * l * l;
         }

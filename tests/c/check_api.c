@@ -293,6 +293,21 @@ static void check_matrix_arguments(void) {
     expect(w == NULL, "a refused matrix is not NULL");
     azq_matrix_free(NULL);
     REFUSE(azq_matrix_pack(NULL), AZQ_E_NULL);
+    int64_t found = 0, ends[3] = {1, 2, 4}, wrong[2] = {2, 1};
+    int32_t cuts[6] = {7, 7, 7, 7, 7, 7};
+    const uint8_t text[] = "abab"; /* a, b, ab */
+    REFUSE(azq_vocabulary_cuts(text, NULL, 3, 1, cuts, 1, &found), AZQ_E_NULL);
+    REFUSE(azq_vocabulary_cuts(text, ends, 3, 1, NULL, 1, &found), AZQ_E_NULL);
+    REFUSE(azq_vocabulary_cuts(text, ends, 3, 1, cuts, 1, NULL), AZQ_E_NULL);
+    REFUSE(azq_vocabulary_cuts(text, ends, -1, 1, cuts, 1, &found), AZQ_E_SHAPE);
+    REFUSE(azq_vocabulary_cuts(text, wrong, 2, 1, cuts, 1, &found), AZQ_E_SHAPE);
+    expect(azq_vocabulary_cuts(text, ends, 3, 1, cuts, 0, &found) == AZQ_OK && found == 1 && cuts[0] == 7, "counted");
+    expect(azq_vocabulary_cuts(text, ends, 3, 1, cuts, 2, &found) == AZQ_OK && found == 1 && cuts[0] == 2 &&
+               cuts[1] == 0 && cuts[2] == 1 && cuts[3] == 7,
+           "ab is a and b");
+    REFUSE(azq_matrices_pack(NULL, 1), AZQ_E_NULL);
+    REFUSE(azq_matrices_pack(&w, 1), AZQ_E_NULL); /* one of none */
+    expect(azq_matrices_pack(NULL, 0) == AZQ_OK, "packing no matrices");
     expect(azq_matrix_packed_bytes(NULL) == 0, "packed_bytes of NULL");
     REFUSE(azq_matmul(NULL, x, 1, 32, y, 2, AZQ_COMPUTE_AUTO), AZQ_E_NULL);
 
