@@ -115,9 +115,9 @@ def layers(weight: torch.Tensor, m: int) -> dict[str, Callable[[], Any]]:
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median seconds of each."""
-    taking = {name: lambda _, call=call: call() for name, call in calls.items()}
-    return compare_matmul.time_in_turn(taking, np.empty(0, np.float32), seconds)
+    """Median seconds of each, over as many rounds as ``seconds`` for each have room for."""
+    rounds = max(3, round(seconds / compare_matmul.BURST))
+    return {name: statistics.median(times) for name, times in compare_matmul.in_turn(calls, rounds).items()}
 
 
 def linear_rows(seconds: float) -> list[dict[str, Any]]:

@@ -1,14 +1,14 @@
 """Matmul with weights of every type against ggml's, interleaved: a page and JSON in benchmarks/results.
 
     python benchmarks/compare_types.py [--type q4_k,f16] [--m 1,4] [--isa avx2] [--threads 1]
-        [--missing] [--out folder]
+        [--rounds 7] [--missing] [--out folder]
 
 AZQUANT_PEERS names the folder of build_peers.sh; an ISA without AVX-512 meets the llama.cpp built for AVX2,
 if that is there. Each run measures one ISA and adds its rows to what the JSON of this machine holds, so
 that a long table can be made in slices; the page is made of all of them. The weights have 4096 columns;
-16384 rows where x has few (more than the last cache holds), 4096 where x has many. A figure is the median
-over rounds in which all ran in turn, each in a short burst; of RUNS such runs the one with the shortest
-times counts.
+16384 rows where x has few (more than the last cache holds), 4096 where x has many. Everyone, and a stream
+read of as many bytes, runs in turn in short bursts; times are medians over rounds, ratios medians of ratios
+within a round.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 import peers
-from compare_matmul import time_in_turn
+from compare_matmul import ROUNDS, Call, in_turn, stream
+from matmul_report import ratio
 
 import azquant as aq
-from azquant import limits
 from azquant.types import TYPES
 
 NAMES = ("q4_0", "q8_0", "q6_k", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs")
@@ -35,9 +36,8 @@ COLUMNS = 4096
 ROWS = {1: 16384, 4: 16384, 512: 4096}
 """M -> N."""
 DISTINCT = 256
-RUNS = 2
-BF16, TORCH = "azquant, bf16", "torch bf16"
-"""For F16 and BF16 weights and many rows."""
+STREAM, BF16, TORCH = "stream", "azquant, bf16", "torch bf16"
+"""The last two for F16 and BF16 weights and many rows."""
 RATIOS = (("ggml", "ratio"), ("torch", "torch_ratio"))
 
 
@@ -48,24 +48,12 @@ def weights(name: str, n: int) -> aq.QTensor:
     return aq.QTensor(np.tile(some, n // DISTINCT), (n, COLUMNS), name)
 
 
-def torch_bf16(q: aq.QTensor, threads: int) -> peers.Multiply | None:
-    """PyTorch's product with the same weights in bf16 and an x in bf16."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(threads)
-    w = torch.from_numpy(q.dequantize()).bfloat16()
-    x = torch.randn(512, q.shape[1], dtype=torch.bfloat16)
-    return lambda _: torch.nn.functional.linear(x, w)
-
-
-def measure(name: str, m: int, threads: int, seconds: float, ggml: peers.Ggml | None) -> dict[str, Any]:
+def measure(name: str, m: int, threads: int, rounds: int, ggml: peers.Ggml | None) -> dict[str, Any]:
     """A row of the report."""
     n = ROWS[m]
     q = weights(name, n).pack()
     x = np.random.default_rng(1).standard_normal((m, COLUMNS), dtype=np.float32)
-    calls: dict[str, peers.Multiply] = {"azquant": lambda x: aq.matmul(x, q)}
+    calls: dict[str, Call] = {"azquant": lambda: aq.matmul(x, q)}
     row: dict[str, Any] = {
         "isa": aq.active_isa(),
         "threads": threads,
@@ -75,34 +63,28 @@ def measure(name: str, m: int, threads: int, seconds: float, ggml: peers.Ggml | 
         "k": COLUMNS,
     }
     if ggml:
-        row["buffer_type"], calls["ggml"] = ggml.matmul(q.data, n, COLUMNS, m, threads, TYPES[name].id)
-        ours, theirs = calls["azquant"](x), calls["ggml"](x)
+        row["buffer_type"], multiply = ggml.matmul(q.data, n, COLUMNS, m, threads, TYPES[name].id)
+        calls["ggml"] = lambda: multiply(x)
+        ours, theirs = aq.matmul(x, q), multiply(x)
         error = np.linalg.norm(ours - theirs) / np.linalg.norm(ours)
         if not error < 0.02:
             raise SystemExit(f"{name}, M = {m}: azquant and ggml differ by {error:.3f}")
-    if m == max(ROWS) and name in ("f16", "bf16") and (torch := torch_bf16(q, threads)):
-        calls |= {BF16: lambda x: aq.matmul(x, q, "bf16"), TORCH: torch}
-    shortest = np.inf
-    for _ in range(RUNS):
-        stream = limits.stream_read(q.nbytes) if m == 1 else 0
-        medians = time_in_turn(calls, x, seconds, 1)
-        found = {f"{who}_microseconds": value * 1e6 for who, value in medians.items()}
-        if sum(found.values()) > shortest:
-            continue
-        shortest = sum(found.values())
-        row |= found
-        row["gigabytes_per_second"] = q.nbytes / medians["azquant"] / 1e9
-        row["gigamacs_per_second"] = m * n * COLUMNS / medians["azquant"] / 1e9
-        if m == 1:
-            row["stream_gigabytes_per_second"] = stream / 1e9
-            row["percent_of_stream"] = 100 * q.nbytes / medians["azquant"] / stream
-        if ggml:
-            row["ratio"] = medians["ggml"] / medians["azquant"]
-        if TORCH in medians:
-            row["torch_ratio"] = medians[TORCH] / medians[BF16]
+    if m == max(ROWS) and name in ("f16", "bf16") and (torch := peers.torch_bf16(q.dequantize(), threads)):
+        calls |= {BF16: lambda: aq.matmul(x, q, "bf16"), TORCH: lambda: torch(x)}
+    if m == 1:
+        calls[STREAM] = stream(1, q.nbytes)
+    seconds = in_turn(calls, rounds)
+    medians = {who: statistics.median(times) for who, times in seconds.items()}
+    row |= {f"{who}_microseconds": value * 1e6 for who, value in medians.items()}
+    row["gigabytes_per_second"] = q.nbytes / medians["azquant"] / 1e9
+    row["gigamacs_per_second"] = m * n * COLUMNS / medians["azquant"] / 1e9
+    if m == 1:
+        row["percent_of_stream"] = 100 * ratio(seconds, STREAM, "azquant")
     if ggml:
+        row["ratio"] = ratio(seconds, "ggml", "azquant")
         ggml.release()
-        ggml._buffers.clear()
+    if TORCH in medians:
+        row["torch_ratio"] = ratio(seconds, TORCH, BF16)
     return row
 
 
@@ -129,12 +111,12 @@ def markdown(report: dict[str, Any]) -> str:
         "# Matmul, weights of every type: azquant and ggml",
         "",
         "`AZQUANT_PEERS=folder python benchmarks/compare_types.py --isa NAME --threads N`, for each ISA "
-        f"and number of threads below, on {head['cpu']} ({', '.join(head['flags'])}), "
-        f"{head['processors']} processors, {head['compiler']}, versions {head['versions']}.",
+        f"and number of threads below, on {machine.line(head)}.",
         f"Weights of {COLUMNS} columns and {ROWS[1]} rows (M = 512: {ROWS[512]}). Microseconds, medians of "
-        "runs in which both took turns, with compute `auto`. Of stream: the bytes of the GGUF weights a "
-        "second, as a share of what reading a buffer of that size gave just before. x ggml: ggml's time over "
-        "ours. ISAs without AVX-512 meet a ggml built for AVX2, the others one built for this machine.",
+        "rounds in which all took turns, with compute `auto`. Of stream: the bytes of the GGUF weights a "
+        "second, as a share of what reading a buffer of that size gave in the same rounds. x ggml: ggml's "
+        "time over ours. ISAs without AVX-512 meet a ggml built for AVX2, the others one built for this "
+        "machine.",
         "",
     ]
     if not any(flag.startswith("amx") for flag in head["flags"]):
@@ -192,7 +174,7 @@ def main() -> None:
     parser.add_argument("--m", default=",".join(map(str, ROWS)), help="comma-separated")
     parser.add_argument("--threads", type=int, default=machine.header()["processors"])
     parser.add_argument("--isa", default=aq.isas()[-1], help="the best one by default")
-    parser.add_argument("--seconds", type=float, default=0.4, help="for each run of a row of the table")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--missing", action="store_true", help="only rows that the JSON does not hold yet")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -212,7 +194,7 @@ def main() -> None:
         wanted = {"threads": arguments.threads, "isa": arguments.isa, "type": name, "m": m}
         if arguments.missing and key(wanted) in rows:
             continue
-        row = measure(name, m, arguments.threads, arguments.seconds, ggml)
+        row = measure(name, m, arguments.threads, arguments.rounds, ggml)
         new.append(row)
         rows[key(row)] = row
         rates = f"{row['gigabytes_per_second']:6.1f} GB/s {row['gigamacs_per_second']:6.0f} GMAC/s"
