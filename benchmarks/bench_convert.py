@@ -108,8 +108,8 @@ def _run(*command: str | Path) -> None:
 def bench_azquant(benchmark: Any, folder: Path, tmp_path: Path) -> None:
     benchmark.group = f"GPT-2 {folder.name} to Q4_0"
     out = tmp_path / "out.gguf"
-    command = (sys.executable, "-m", "azquant", "convert", folder, out, "--overwrite", "--quiet")
-    benchmark.pedantic(_run, command, rounds=7, warmup_rounds=1)
+    command = (sys.executable, "-m", "azquant", "convert", folder, out, "--quiet")
+    benchmark.pedantic(_run, command, setup=lambda: out.unlink(missing_ok=True), rounds=7, warmup_rounds=1)
 
 
 def bench_library(benchmark: Any, folder: Path, tmp_path: Path) -> None:
@@ -193,4 +193,8 @@ def bench_llama_cpp(benchmark: Any, folder: Path, tmp_path: Path) -> None:
         _run(sys.executable, "-c", UPSTREAM, root, folder, half)
         _run(quantize, half, out, "Q4_0")
 
-    benchmark.pedantic(both, rounds=3, warmup_rounds=1)
+    def without_files() -> None:
+        for file in (half, out):
+            file.unlink(missing_ok=True)
+
+    benchmark.pedantic(both, setup=without_files, rounds=3, warmup_rounds=1)
