@@ -1,7 +1,6 @@
 """16 concurrent requests of mixed length (GPT-2 134M, Q4_0), together and one after another; tokens/s.
 
-Two mixes: ``chat`` has answers twice as long as prompts on average, as in the conversations on which servers
-are usually measured (ShareGPT: 161 and 338 tokens; Kwon et al. 2023, figure 11), scaled to a context of 256;
+Two mixes: ``chat`` has answers about twice as long as prompts, as conversations with assistants have them;
 ``prompts`` is the other way round, where most of the work is reading and batching has less to share.
 """
 
