@@ -63,6 +63,15 @@ azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floa
     return AZQ_OK;
 }
 
+int azq_scratch_claim(azq_scratch *s, const float *x, int64_t m, int64_t k, int compute) {
+    int held = s->act_of == x && s->act_m == m && s->act_k == k && s->act_compute == compute;
+    s->act_of = x;
+    s->act_m = m;
+    s->act_k = k;
+    s->act_compute = compute;
+    return held;
+}
+
 /* ---- what comes after the sum -------------------------------------------------------------------- */
 
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,

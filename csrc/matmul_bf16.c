@@ -167,12 +167,8 @@ azq_status azq_linear_bf16(const azq_linear *layer, azq_scratch *s, const float 
     if (status != AZQ_OK) {
         return status;
     }
-    if (w->k > 0 && (s->act_of != x || s->act_m != m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_BF16)) {
+    if (w->k > 0 && !azq_scratch_claim(s, x, m, w->k, AZQ_COMPUTE_BF16)) {
         azq_parallel(row_tiles, AZQ_MAX_THREADS, act_task, &job);
-        s->act_of = x;
-        s->act_m = m;
-        s->act_k = w->k;
-        s->act_compute = AZQ_COMPUTE_BF16;
     }
     azq_parallel((panels + job.panels_per_task - 1) / job.panels_per_task * job.row_tasks, s->workers, bf16_task, &job);
     return AZQ_OK;

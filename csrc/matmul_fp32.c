@@ -211,12 +211,8 @@ static azq_status many_rows(fp32_job *job) {
     if (status != AZQ_OK) {
         return status;
     }
-    if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_FP32) {
+    if (!azq_scratch_claim(s, job->x, job->m, w->k, AZQ_COMPUTE_FP32)) {
         azq_parallel(job->tiles, AZQ_MAX_THREADS, x_task, job);
-        s->act_of = job->x;
-        s->act_m = job->m;
-        s->act_k = w->k;
-        s->act_compute = AZQ_COMPUTE_FP32;
     }
     azq_parallel((panels + job->panels_per_task - 1) / job->panels_per_task * job->row_tasks, s->workers, planes_task,
                  job);

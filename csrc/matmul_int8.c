@@ -239,12 +239,8 @@ static azq_status run(matmul_job *job) {
     }
     act_view(job, job->m, w->k);
     azq_scratch *s = job->scratch;
-    if (s->act_of != job->x || s->act_m != job->m || s->act_k != w->k || s->act_compute != AZQ_COMPUTE_INT8) {
+    if (!azq_scratch_claim(s, job->x, job->m, w->k, AZQ_COMPUTE_INT8)) {
         azq_parallel((job->m + act_rows(w->k) - 1) / act_rows(w->k), AZQ_MAX_THREADS, act_task, job);
-        s->act_of = job->x;
-        s->act_m = job->m;
-        s->act_k = w->k;
-        s->act_compute = AZQ_COMPUTE_INT8;
     }
     job->row_tasks = (job->m + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
     if (job->row_tasks == 1) {

@@ -65,6 +65,9 @@ azq_status azq_linear_run(const azq_linear *layer, azq_scratch *scratch, const f
 
 /* At least act_bytes of `act` and row_floats of `rows` for each worker. */
 azq_status azq_scratch_reserve(azq_scratch *s, size_t act_bytes, size_t row_floats);
+/* Whether `act` holds these activations already, prepared for that compute. If not, the caller fills it now: from here
+ * on it counts as holding them. */
+int azq_scratch_claim(azq_scratch *s, const float *x, int64_t m, int64_t k, int compute);
 
 /* c (columns): the sums of row `row`, columns col .. -> bias, activation, residual -> y (m, ldy). Changes c. */
 void azq_linear_finish(const azq_linear *layer, int64_t row, int64_t col, int64_t columns, float *c, float *y,

@@ -24,7 +24,6 @@ AZQ_BF16_DECLARE(avx512);
                         [AZQ_TYPE_Q6_K] = dequantize_bf16_q6_k_##isa}, \
     .gemm_bf16 = gemm_bf16_##isa
 
-
 /* An azq_dequantize_bf16_fn over the including file's block_<type>(head, lines, tile). */
 #define AZQ_DEQUANTIZE_BF16(name, type, head_bytes, line_bytes)                                                 \
     void name(const uint8_t *group, int64_t n_blocks, uint16_t *tiles) {                                        \

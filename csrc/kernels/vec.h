@@ -1,5 +1,6 @@
-/* Norms, sums and products in fp32, written once over the vectors that exp.h describes and compiled by every ISA file, after exp.h,
- * inside its target region. Multiply, then add, never fused, in a fixed order: all ISAs give the same bits.
+/* Norms, sums and products in fp32, written once over the vectors that exp.h describes and compiled by every ISA
+ * file, after exp.h, inside its target region. Multiply, then add, never fused, in a fixed order: all ISAs give the
+ * same bits.
  *
  * Sums use 16 lanes; a tail shorter than 16 is padded with zeros, which leaves the lanes' sums as they are. */
 
