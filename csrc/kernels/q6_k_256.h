@@ -4,9 +4,18 @@
  *
  * which adds to 32 bits the products of bytes of two operands below 64 with their activations. A block's halves
  * are summed apart and meet with their scales. Column halves go one after the other: both at once would not fit. */
+
+/* Operands 2i (low nibbles of line w) and 2i + 1 (its high ones) of a half whose high bits are `bits`. */
+AZQ_INLINE void q6_k_operands(__m256i w, __m256i bits, int i, __m256i *low, __m256i *high) {
+    const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30);
+    __m256i first = i ? bits : _mm256_slli_epi16(bits, 4);
+    __m256i second = i ? _mm256_srli_epi16(bits, 2) : _mm256_slli_epi16(bits, 2);
+    *low = _mm256_or_si256(_mm256_and_si256(w, nibble), _mm256_and_si256(first, upper));
+    *high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble), _mm256_and_si256(second, upper));
+}
+
 AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, const uint8_t *lines, int R,
                            __m256 *sums) {
-    const __m256i nibble = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(0x30);
     int64_t n_blocks = act->k / 32;
     for (int h = 0; h < 2; h++) {
         __m256 total[MAX_ROWS];
@@ -19,12 +28,8 @@ AZQ_INLINE void block_q6_k(const azq_act *act, int64_t at, const uint8_t *head, 
                 dots[r] = _mm256_set1_epi32(-32 * act->sum16[2 * (at + r * n_blocks) + half]);
             }
             for (int i = 0; i < 2; i++) {
-                __m256i w = loadi(lines + 64 * (2 * half + i) + 32 * h);
-                __m256i first = i ? bits : _mm256_slli_epi16(bits, 4);
-                __m256i second = i ? _mm256_srli_epi16(bits, 2) : _mm256_slli_epi16(bits, 2);
-                __m256i low = _mm256_or_si256(_mm256_and_si256(w, nibble), _mm256_and_si256(first, upper));
-                __m256i high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble),
-                                               _mm256_and_si256(second, upper));
+                __m256i low, high;
+                q6_k_operands(loadi(lines + 64 * (2 * half + i) + 32 * h), bits, i, &low, &high);
                 for (int r = 0; r < R; r++) {
                     const int8_t *q = act->q + 32 * at + r * act->k + 8 * (2 * half + i);
                     dots[r] = dot_pair(dots[r], low, broadcast4(q), high, broadcast4(q + 4));
