@@ -3,6 +3,7 @@
  *
  *   vf, LANES, V_ZERO, v_set(x), v_load(p), v_store(p, v), v_fma(a, b, c), v_mul, v_add, v_div   its vectors
  *   AZQ_TILES_1, AZQ_TILES_4          tiles of 16 positions at once for one row and for four rows
+ *   AZQ_CHAINS                        1 where eight sums are all that registers hold, 2 where there is room for twice
  *   AZQ_ATTEND(part)                  names; and of the cache's type these parts:
  *     row_bytes(dim)                  bytes of one position: a tile of keys has 16 times that
  *     LINE                            bytes of one dimension of 16 positions
@@ -60,13 +61,13 @@ AZQ_INLINE int64_t AZQ_ATTEND(some)(const azq_attend_row *rows, int R, const azq
     return tile + B;
 }
 
-/* Positions from .. to - 1 of one row, added to its chains. */
+/* Positions from .. to - 1 of one row, added to n chains of C vectors: both (even positions, odd ones), or `first`. */
 AZQ_INLINE void AZQ_ATTEND(chain)(const uint8_t *column, int64_t row_bytes, int64_t d, int C, int64_t from, int64_t to,
-                                  const float *scores, vf *even, vf *odd) {
-    for (int64_t p = from; p < to; p++) {
+                                  const float *scores, int first, int n, vf *even, vf *odd) {
+    for (int64_t p = from + (n == 1 && (from & 1) != first); p < to; p += 3 - n) {
         for (int c = 0; c < C; c++) {
             vf v = AZQ_ATTEND(value)(column + p * row_bytes, d, c * LANES), s = v_set(scores[p]);
-            if (p & 1) {
+            if (n == 2 && (p & 1)) {
                 odd[c] = v_fma(s, v, odd[c]);
             } else {
                 even[c] = v_fma(s, v, even[c]);
@@ -75,34 +76,60 @@ AZQ_INLINE void AZQ_ATTEND(chain)(const uint8_t *column, int64_t row_bytes, int6
     }
 }
 
-/* Columns d .. d + C * LANES - 1 of the results of R rows. All rows see positions low .. high - 1 (low even). */
-AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const uint8_t *values, int64_t row_bytes, int64_t d,
-                                int C, int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
-    vf even[8], odd[8]; /* R * C at most */
+/* Columns d .. d + C * LANES - 1 of R rows, n chains (both, or `first` alone) to sums (n, R * C). All rows see
+ * positions low .. high - 1 (low even). */
+AZQ_INLINE void AZQ_ATTEND(mix_chains)(const azq_attend_row *rows, int R, const uint8_t *values, int64_t row_bytes,
+                                       int64_t d, int C, int64_t low, int64_t high, const float *scores, int64_t ld,
+                                       int first, int n, vf *sums) {
+    vf acc[2][8]; /* R * C at most */
     const uint8_t *column = values + AZQ_ATTEND(column)(d);
     for (int i = 0; i < R * C; i++) {
-        even[i] = odd[i] = V_ZERO;
+        acc[0][i] = acc[1][i] = V_ZERO;
     }
     for (int r = 0; r < R; r++) {
         int64_t stop = low < rows[r].end ? low : rows[r].end;
-        AZQ_ATTEND(chain)(column, row_bytes, d, C, rows[r].first, stop, scores + r * ld, even + r * C, odd + r * C);
+        AZQ_ATTEND(chain)(column, row_bytes, d, C, rows[r].first, stop, scores + r * ld, first, n, acc[0] + r * C,
+                          acc[1] + r * C);
     }
     int64_t p = low;
-    const uint8_t *at0 = column + low * row_bytes, *at1 = at0 + row_bytes;
-    for (; p + 2 <= high; p += 2, at0 += 2 * row_bytes, at1 += 2 * row_bytes) {
+    const uint8_t *at = column + (low + first) * row_bytes;
+    for (; p + 2 <= high; p += 2, at += 2 * row_bytes) {
         for (int c = 0; c < C; c++) {
-            vf v0 = AZQ_ATTEND(value)(at0, d, c * LANES), v1 = AZQ_ATTEND(value)(at1, d, c * LANES);
+            vf v[2];
+            for (int j = 0; j < n; j++) {
+                v[j] = AZQ_ATTEND(value)(at + j * row_bytes, d, c * LANES);
+            }
             for (int r = 0; r < R; r++) {
-                even[r * C + c] = v_fma(v_set(scores[r * ld + p]), v0, even[r * C + c]);
-                odd[r * C + c] = v_fma(v_set(scores[r * ld + p + 1]), v1, odd[r * C + c]);
+                for (int j = 0; j < n; j++) {
+                    acc[j][r * C + c] = v_fma(v_set(scores[r * ld + p + first + j]), v[j], acc[j][r * C + c]);
+                }
             }
         }
     }
     for (int r = 0; r < R; r++) {
-        AZQ_ATTEND(chain)(column, row_bytes, d, C, p, rows[r].end, scores + r * ld, even + r * C, odd + r * C);
-        for (int c = 0; c < C; c++) {
-            v_store(rows[r].out + d + c * LANES, v_div(v_add(even[r * C + c], odd[r * C + c]), v_set(sums[r])));
+        AZQ_ATTEND(chain)(column, row_bytes, d, C, p, rows[r].end, scores + r * ld, first, n, acc[0] + r * C,
+                          acc[1] + r * C);
+    }
+    for (int i = 0; i < n * R * C; i++) {
+        sums[i] = acc[i / (R * C)][i % (R * C)];
+    }
+}
+
+/* The results of R rows in these columns. */
+AZQ_INLINE void AZQ_ATTEND(mix)(const azq_attend_row *rows, int R, const uint8_t *values, int64_t row_bytes, int64_t d,
+                                int C, int64_t low, int64_t high, const float *scores, int64_t ld, const float *sums) {
+    vf chains[2 * 8];
+    if (R * C > 4 && AZQ_CHAINS == 1) {
+        for (int first = 0; first < 2; first++) {
+            AZQ_ATTEND(mix_chains)(rows, R, values, row_bytes, d, C, low, high, scores, ld, first, 1,
+                                   chains + first * R * C);
         }
+    } else {
+        AZQ_ATTEND(mix_chains)(rows, R, values, row_bytes, d, C, low, high, scores, ld, 0, 2, chains);
+    }
+    for (int i = 0; i < R * C; i++) {
+        vf sum = v_add(chains[i], chains[R * C + i]);
+        v_store(rows[i / C].out + d + i % C * LANES, v_div(sum, v_set(sums[i / C])));
     }
 }
 

@@ -44,6 +44,7 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 #define v_load_i8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
+#define AZQ_CHAINS 1
 #include "exp.h"
 #include "vec.h"
 #include "attend_types.h"

@@ -41,6 +41,7 @@ typedef __m512 vf;
 #define v_load_i8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define AZQ_TILES_1 8
 #define AZQ_TILES_4 4
+#define AZQ_CHAINS 2
 #include "exp.h"
 #include "vec.h"
 #include "attend_types.h"

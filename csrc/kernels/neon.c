@@ -46,6 +46,7 @@ AZQ_INLINE vf v_load_i8(const void *p) {
 #define v_load_i8(p) v_load_i8(p) /* attend_types.h asks for it */
 #define AZQ_TILES_1 4
 #define AZQ_TILES_4 1
+#define AZQ_CHAINS 2
 #include "gemm_128.h"
 
 #include "exp.h"

@@ -31,6 +31,7 @@ static inline float v_scale(float p, float n) {
 #define v_load_i8(p) ((float)*(const int8_t *)(p))
 #define AZQ_TILES_1 1
 #define AZQ_TILES_4 1
+#define AZQ_CHAINS 2
 #include "exp.h"
 #include "vec.h"
 #include "attend_types.h"
