@@ -126,7 +126,7 @@ class Model:
         self._spec = architecture.program(self.config, self._weights)
         self._n_ctx = self.context_length if n_ctx is None else min(int(n_ctx), self.context_length)
         self._n_seq = n_seq
-        multiplied = [op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None]
+        multiplied = [matrix for op in self._spec.ops for matrix in op.matrices]
         packed = [] if compute == "fp32" else multiplied
         asked = n_ctx is not None or n_seq is not None
         self._memory = self._needs(packed)
@@ -173,8 +173,14 @@ class Model:
     @property
     def step_bytes(self) -> int:
         """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept."""
-        matrices = {id(op.w): op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None}
-        return sum(matrix.packed_bytes() or matrix.data_bytes for matrix in matrices.values())
+        read = {id(op.w): (1, 1, (op.w,)) for op in self._spec.ops if op.matrices}
+        for op in self._spec.ops:
+            if op.experts:  # all are as large as the first
+                read[id(op.experts)] = (op.n_used, len(op.experts), op.matrices[1:])
+        return sum(
+            used * sum(matrix.packed_bytes() or matrix.data_bytes for matrix in matrices) // count
+            for used, count, matrices in read.values()
+        )
 
     @property
     def context_length(self) -> int:
