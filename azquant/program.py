@@ -215,7 +215,7 @@ class ProgramBuilder(Generic[M]):
         *,
         residual: Ref | None = None,
     ) -> None:
-        """out = the sum of share · down · (activation(gate · a) * (up · a)) over a token's experts + residual.
+        """out = the sum of share · down · (activation(gate · a) * (up · a)) over its experts + residual.
 
         A token's experts are the ``n_used`` that ``router`` rates highest, their shares the softmax of their
         ratings. ``experts`` has gate, up and down of each.

@@ -172,8 +172,8 @@ typedef enum {
     AZQ_OP_SELECT = 8,     /* out (outputs buffer) = the rows of a that are asked for */
     AZQ_OP_ADD = 9,        /* out = a * scale + b */
     AZQ_OP_SOFTCAP = 10,   /* out = softcap * tanh(a / softcap) */
-    AZQ_OP_EXPERTS = 11    /* out = the sum of s_e * down_e(activation(gate_e * a) * (up_e * a)) over the n_used
-                              experts e that rate a highest (w * a, in fp32), s the softmax of their ratings, + b */
+    AZQ_OP_EXPERTS = 11    /* out = sum of share * down(activation(a * gate^T) * (a * up^T)) over experts, + b: the
+                            * n_used that a * w^T (in fp32) rates highest; shares are the softmax of their ratings */
 } azq_op_kind;
 
 enum { AZQ_MAX_EXPERTS = 1024 };

@@ -34,8 +34,11 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 int azq_check_experts(const azq_program *p, const azq_op *op) {
     if (op->n_expert < 1 || op->n_expert > AZQ_MAX_EXPERTS || op->n_used < 1 || op->n_used > op->n_expert ||
-        op->w->n != op->n_expert || !op->experts || op->work < 0 || op->work >= p->n_buffers || op->work == op->out || op->work == op->a || op->work == op->b ||
-        p->buffers[op->work].outputs) {
+        op->w->n != op->n_expert || !op->experts) {
+        return 0;
+    }
+    if (op->work < 0 || op->work >= p->n_buffers || p->buffers[op->work].outputs || op->work == op->out ||
+        op->work == op->a || op->work == op->b) {
         return 0;
     }
     for (int64_t i = 0; i < (int64_t)op->n_expert * MATRICES; i++) {
@@ -187,9 +190,10 @@ static azq_status multiply(azq_program *p, const experts_job *job, int compute) 
         azq_linear first = {.w = op->experts[e * MATRICES + GATE], .next = matrix_of(op, e, UP)};
         azq_linear second = {.w = op->experts[e * MATRICES + UP],
                              .next = after < n_expert ? matrix_of(op, after, GATE) : matrix_of(op, begin, DOWN)};
-        status = azq_linear_run(&first, &p->scratch, x, n, job->ld_rows, gate, 2 * job->inner, compute);
+        int64_t ldx = job->ld_rows, ldy = 2 * job->inner;
+        status = azq_linear_run(&first, &p->scratch, x, n, ldx, gate, ldy, compute);
         if (status == AZQ_OK) {
-            status = azq_linear_run(&second, &p->scratch, x, n, job->ld_rows, gate + job->inner, 2 * job->inner, compute);
+            status = azq_linear_run(&second, &p->scratch, x, n, ldx, gate + job->inner, ldy, compute);
         }
     }
     if (status != AZQ_OK) {
@@ -249,7 +253,8 @@ azq_status azq_run_experts(azq_program *p, const azq_op *op, const azq_step *ste
         job.ldb = p->buffers[op->b].width;
     }
     azq_linear router = {.w = op->w};
-    status = azq_linear_run(&router, &p->scratch, job.a, n_tokens, job.lda, job.ratings, op->n_expert, AZQ_COMPUTE_FP32);
+    status = azq_linear_run(&router, &p->scratch, job.a, n_tokens, job.lda, job.ratings, op->n_expert,
+                            AZQ_COMPUTE_FP32);
     if (status != AZQ_OK) {
         return status;
     }

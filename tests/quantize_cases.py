@@ -60,7 +60,13 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-256-f16": {**LLAMA, "ffn": 256, "source": np.float16, "head": True},
     "llama-256-mixture": {**LLAMA, "ffn": 256, "layers": 3, "head": True, "experts": 8},
     "qwen3moe-256-mixture": {
-        **LLAMA, "arch": "qwen3moe", "ffn": 256, "layers": 8, "heads": 8, "experts": 3, "imatrix": "gguf",
+        **LLAMA,
+        "arch": "qwen3moe",
+        "ffn": 256,
+        "layers": 8,
+        "heads": 8,
+        "experts": 3,
+        "imatrix": "gguf",
     },
     "gpt2-256-pure": {**GPT2, "layers": 2, "options": {"pure": True}},
     "llama-256-types": {

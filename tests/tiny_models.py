@@ -96,8 +96,8 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
         "Qwen3Moe",
         16,
         {
-            **QWEN_WINDOW, **QWEN_MIXTURE, "head_dim": 24, "rope_parameters": LINEAR_ROPE, "rms_norm_eps": 1e-3,
-            "output_router_logits": True,
+            **QWEN_WINDOW, **QWEN_MIXTURE, "head_dim": 24, "rope_parameters": LINEAR_ROPE,
+            "rms_norm_eps": 1e-3, "output_router_logits": True,
         },
     ),
     "qwen3moe all": (

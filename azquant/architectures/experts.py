@@ -1,7 +1,7 @@
 """Mixtures of experts: how many a model has, their tensors, and what llama.cpp's graphs can say of them.
 
-A router rates all experts for every token; the best few compute, and their results are summed by the softmax of
-their ratings. GGUF stacks the experts' matrices in one tensor each of gate, up and down.
+A router rates all experts for every token; the best few compute, and their results are summed by the softmax
+of their ratings. GGUF stacks the experts' matrices in one tensor each of gate, up and down.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ def hf_experts(fields: Fields, *, count: int, used: int, length: int) -> Experts
 def gguf_experts(fields: Fields, length: int, *, required: bool = False) -> Experts | None:
     """From a GGUF file; ``None`` where the model has none, which ``required`` refuses.
 
-    Without ``expert_feed_forward_length``, ``length`` is that of an expert. Fails for other ways of choosing or
-    weighing experts than the best by softmax.
+    ``length`` is an expert's. Fails for other ways of choosing or weighing experts than the best by softmax.
     """
     count = fields.integer("expert_count", default=0, low=int(required), high=MAX_EXPERTS)
     used = fields.integer("expert_used_count", default=0, low=int(count > 0), high=count)

@@ -1,4 +1,4 @@
-"""Llama 1 to 3.2, Mistral, Ministral, Mixtral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases, tied or not.
+"""Llama 1 to 3.2, Mistral, Ministral, Mixtral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases.
 
 RoPE scaling: ``linear`` becomes the keys ``llama.rope.scaling.*``, ``llama3`` the tensor
 ``rope_freqs.weight`` (one divisor per pair of dimensions), as llama.cpp reads them. Other kinds are refused

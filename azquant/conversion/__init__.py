@@ -247,7 +247,11 @@ def _coverage(plan: Plan, architecture: Architecture[Any], checkpoint: Checkpoin
     used: Counter[str] = Counter()
     for item in plan.tensors:
         if item.source is not None:
-            parts = item.source.parts if isinstance(item.source, (StackedTensor, StackedSource)) else (item.source,)
+            parts = (
+                item.source.parts
+                if isinstance(item.source, (StackedTensor, StackedSource))
+                else (item.source,)
+            )
             used.update(part.name for part in parts)
     left_out = []
     for name, tensor in checkpoint.tensors.items():

@@ -67,7 +67,7 @@ def general_metadata(
     """What stands before the architecture's own keys, and what follows them.
 
     ``folder`` gives the name (unless ``config`` has a model id in ``_name_or_path``) and the model card.
-    ``size`` is the :func:`size_label`; that of a mixture of experts gives way to one in its name (8x7B, 30B-A3B).
+    ``size`` is the :func:`size_label`; a mixture's gives way to one in its name (8x7B, 30B-A3B).
     ``version`` overrules the one that the name shows. ``base_model`` is what an adapter was trained on; else
     the card says it.
     """
@@ -161,7 +161,7 @@ def _mixture_size(model_id: str, size: str) -> str:
 def size_label(parameters: int, experts: int = 0) -> str:
     """A parameter count as GGUF names write it, two digits at least: ``"134M"``, ``"5.9M"``, ``"260K"``.
 
-    With ``experts``, ``parameters`` are those outside them and of one, and the number stands before: ``"8x13B"``.
+    With ``experts``, ``parameters`` are those outside them and of one, and their number leads: ``"8x13B"``.
     """
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
     unit, suffix = next((row for row in units if parameters > row[0]), (1e3, "K"))

@@ -136,13 +136,13 @@ def make_plan(
             if not rule.transform.values:
                 continue
         else:
-            names = rule.parts or (rule.source,)
-            used.update(names)
-            for name in names:
-                if name not in sources:
-                    shown = name if rule is head else prefix + name
+            parts = rule.parts or (rule.source,)
+            used.update(parts)
+            for part in parts:
+                if part not in sources:
+                    shown = part if rule is head else prefix + part
                     raise ConversionError(f"tensor {shown} is missing from {_files(checkpoint)}")
-                _check_source(rule, sources[name], architecture, checkpoint)
+                _check_source(rule, sources[part], architecture, checkpoint)
             source = sources[rule.source] if not rule.parts else _stacked(rule, sources, prefix)
         matched.append((rule, source))
 

@@ -172,15 +172,16 @@ class Model:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept."""
-        read = {id(op.w): (1, 1, (op.w,)) for op in self._spec.ops if op.matrices}
+        """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept.
+
+        Of experts as many as one token takes.
+        """
+        sizes: dict[int, float] = {}
         for op in self._spec.ops:
-            if op.experts:  # all are as large as the first
-                read[id(op.experts)] = (op.n_used, len(op.experts), op.matrices[1:])
-        return sum(
-            used * sum(matrix.packed_bytes() or matrix.data_bytes for matrix in matrices) // count
-            for used, count, matrices in read.values()
-        )
+            for i, matrix in enumerate(op.matrices):
+                share = op.n_used / len(op.experts) if i else 1.0  # experts come after their router
+                sizes[id(matrix)] = share * (matrix.packed_bytes() or matrix.data_bytes)
+        return round(sum(sizes.values()))
 
     @property
     def context_length(self) -> int:

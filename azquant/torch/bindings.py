@@ -52,7 +52,8 @@ def model_config(module: nn.Module) -> tuple[dict[str, Any], Architecture[Any], 
     config = architecture.config.from_hf(values)
     if getattr(config, "experts", None) is not None:
         raise ConversionError(
-            "mixtures of experts cannot be filled from GGUF files or written to them here: convert the checkpoint"
+            "mixtures of experts cannot be filled from GGUF files or written to them here; "
+            "convert the checkpoint instead"
         )
     return values, architecture, config
 

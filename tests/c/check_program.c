@@ -1,5 +1,5 @@
-/* Two-layer models with every kind of op, one with experts, run whole, in chunks, in company and by several threads: the same
- * bits each time. What the ops compute is held against NumPy in tests/test_program.py. */
+/* Two-layer models, one with experts, with every kind of op, run whole, in chunks, in company and by several threads:
+ * the same bits each time. What the ops compute is held against NumPy in tests/test_program.py. */
 #include "check.h"
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +14,8 @@ typedef struct {
     uint8_t *blocks;
 } weight;
 
-enum { EMBEDDING, POSITIONS, WQKV, WO, W_UP, W_GATE, W_DOWN, HEAD, ROUTER, OF_EXPERTS, N_WEIGHTS = OF_EXPERTS + 3 * EXPERTS };
+enum { EMBEDDING, POSITIONS, WQKV, WO, W_UP, W_GATE, W_DOWN, HEAD, ROUTER, OF_EXPERTS };
+enum { N_WEIGHTS = OF_EXPERTS + 3 * EXPERTS };
 
 typedef struct {
     weight weights[N_WEIGHTS];
@@ -79,7 +80,7 @@ static model *model_new(int experts) {
     m->weights[HEAD] = weight_new(&r, AZQ_TYPE_Q8_0, VOCAB, WIDTH);
     random_state more = {501}; /* the other weights stay what they were without these */
     m->weights[ROUTER] = weight_new(&more, AZQ_TYPE_F32, EXPERTS, WIDTH);
-    for (int i = 0; i < 3 * EXPERTS; i++) { /* gate and up of 4 bits, down not quantized: 40 is no whole number of blocks */
+    for (int i = 0; i < 3 * EXPERTS; i++) { /* gate and up of 4 bits; 40 is no whole number of blocks for down */
         weight *w = &m->weights[OF_EXPERTS + i];
         *w = i % 3 < 2 ? weight_new(&more, q4, INNER, WIDTH) : weight_new(&more, AZQ_TYPE_F16, WIDTH, INNER);
         m->experts[i] = w->w;
@@ -331,7 +332,8 @@ void check_programs(const char *isa) {
     group_begin(isa, "programs");
     float *want = input_new(TOKENS * VOCAB, sizeof *want, 0), *got = input_new(TOKENS * VOCAB, sizeof *got, 0);
     for (int way = 0; way < 8; way++) {
-        const int compute = way & 1 ? AZQ_COMPUTE_FP32 : AZQ_COMPUTE_INT8, kv_type = way & 2 ? AZQ_TYPE_F16 : AZQ_TYPE_F32;
+        const int compute = way & 1 ? AZQ_COMPUTE_FP32 : AZQ_COMPUTE_INT8;
+        const int kv_type = way & 2 ? AZQ_TYPE_F16 : AZQ_TYPE_F32;
         model *m = model_new(way & 4);
         azq_threads_set(1);
         azq_isa_use("scalar");
