@@ -304,8 +304,13 @@ def test_a_copied_sequence_continues_like_its_source(module: ModuleType, kv_type
 
 
 def test_a_q8_0_cache_is_close_to_f32(c_isa: str) -> None:
-    """8 bits per number, whatever the heads' size. Four random layers make 0.4% of an error 1.3%."""
+    """8 bits per number, whatever the heads' size. Four random layers make 0.4% of an error 1.3%.
+
+    With experts there is no such bound: of two rated nearly alike, an error may choose the other.
+    """
     for build in BUILDERS:
+        if build is mixture_like:
+            continue
         exact, rounded = (run_ragged(native, build(native), "fp32", kv_type) for kv_type in ("f32", "q8_0"))
         for e, r in zip(exact, rounded, strict=True):
             assert 0 < np.linalg.norm(e - r) / np.linalg.norm(e) < 0.02
