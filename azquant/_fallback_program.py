@@ -159,10 +159,13 @@ class _Step:
         y = x / np.sqrt((x * x).mean(axis=2, keepdims=True) + np.float32(op.eps)) * op.vec0
         return y.reshape(-1, op.width)
 
+    def product(self, w: Matrix, x: Floats) -> Floats:
+        compute = "fp32" if self.compute == "int8" and not w.can_int8 else self.compute
+        return w.matmul(np.ascontiguousarray(x), compute)
+
     def linear(self, op: Op[Matrix]) -> Floats:
         assert op.w is not None
-        compute = "fp32" if self.compute == "int8" and not op.w.can_int8 else self.compute
-        y = op.w.matmul(np.ascontiguousarray(self.view(op.a, op.w.shape[1])), compute)
+        y = self.product(op.w, self.view(op.a, op.w.shape[1]))
         y = y if op.vec0 is None else y + op.vec0
         y = y if op.activation is None else _ACTIVATIONS[op.activation](y)
         return y if op.b is None else y + self.view(op.b, op.width)
@@ -208,6 +211,24 @@ class _Step:
     def glu(self, op: Op[Matrix]) -> Floats:
         assert op.activation is not None
         return _ACTIVATIONS[op.activation](self.view(op.a, op.width)) * self.view(op.b, op.width)
+
+    def experts(self, op: Op[Matrix]) -> Floats:
+        assert op.w is not None and op.activation is not None
+        x = self.view(op.a, op.w.shape[1])
+        ratings = op.w.matmul(np.ascontiguousarray(x), "fp32")
+        chosen = np.argsort(-ratings, axis=1, kind="stable")[:, : op.n_used]  # among equals the first
+        best = np.take_along_axis(ratings, chosen, axis=1)
+        shares = np.exp(best - best[:, :1])
+        shares /= shares.sum(axis=1, keepdims=True)
+        shares[~(ratings.max(axis=1) < np.inf)] = np.nan  # as a softmax over all of them would be
+        parts = np.empty((len(x), op.n_used, op.width), np.float32)
+        for expert in np.unique(chosen):
+            gate, up, down = op.experts[expert]
+            rows, places = np.nonzero(chosen == expert)
+            hidden = _ACTIVATIONS[op.activation](self.product(gate, x[rows])) * self.product(up, x[rows])
+            parts[rows, places] = self.product(down, hidden)
+        y: Floats = (shares[:, :, None] * parts).sum(axis=1)
+        return y if op.b is None else y + self.view(op.b, op.width)
 
     def select(self, op: Op[Matrix]) -> Floats:
         return self.view(op.a, op.width)[self.out_rows]

@@ -83,6 +83,7 @@ KINDS = {
     "select": lib.AZQ_OP_SELECT,
     "add": lib.AZQ_OP_ADD,
     "softcap": lib.AZQ_OP_SOFTCAP,
+    "experts": lib.AZQ_OP_EXPERTS,
 }
 
 
@@ -433,6 +434,7 @@ class Program:
         self._spec = spec  # keeps matrices and vectors alive
         self._lock = threading.Lock()
         self.n_vocab = spec.n_vocab
+        self._kept: list[Any] = []  # arrays that the C side points to
         ops = ffi.new("azq_op[]", len(spec.ops))
         for target, op in zip(ops, spec.ops, strict=True):
             self._fill(target, op)
@@ -449,14 +451,14 @@ class Program:
             check(lib.azq_program_measure(self._handle, pointer), "measuring a program")
             self._seconds = seconds  # kept alive
 
-    @staticmethod
-    def _fill(target: Any, op: Op[Matrix]) -> None:
+    def _fill(self, target: Any, op: Op[Matrix]) -> None:
         target.kind = KINDS[op.kind]
         target.width = op.width
-        for name in ("out", "a", "b"):
+        for name in ("out", "a", "b", "work"):
             ref = getattr(op, name)
             setattr(target, name, -1 if ref is None else ref.buffer)
-            setattr(target, f"{name}_col", 0 if ref is None else ref.col)
+            if name != "work":
+                setattr(target, f"{name}_col", 0 if ref is None else ref.col)
         for name in (
             "layer",
             "n_head",
@@ -467,6 +469,7 @@ class Program:
             "eps",
             "scale",
             "softcap",
+            "n_used",
         ):
             setattr(target, name, getattr(op, name))
         target.rope_mode = lib.AZQ_ROPE_NEOX if op.rope_neox else lib.AZQ_ROPE_NORM
@@ -474,6 +477,11 @@ class Program:
         for name in ("w", "w2"):
             matrix = getattr(op, name)
             setattr(target, name, ffi.NULL if matrix is None else matrix.handle)
+        target.n_expert = len(op.experts)
+        if op.experts:
+            handles = [matrix.handle for expert in op.experts for matrix in expert]
+            self._kept.append(ffi.new("azq_matrix *[]", handles))
+            target.experts = self._kept[-1]
         for name in ("vec0", "vec1"):
             vector = getattr(op, name)
             setattr(target, name, ffi.NULL if vector is None else _floats(vector))

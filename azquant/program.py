@@ -7,7 +7,9 @@ and the NumPy executor in ``azquant._fallback_program`` run the same list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -75,6 +77,16 @@ class Op(Generic[M]):
     eps: float = 0.0
     scale: float = 1.0
     softcap: float = 0.0
+    experts: tuple[tuple[M, M, M], ...] = ()
+    n_used: int = 0
+    work: Ref | None = None
+
+    @property
+    def matrices(self) -> tuple[M, ...]:
+        """Every matrix that it multiplies by; an op with experts multiplies a token by some of them."""
+        if self.kind not in ("linear", "experts") or self.w is None:
+            return ()
+        return (self.w, *chain.from_iterable(self.experts))
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class ProgramBuilder(Generic[M]):
 
     ops: list[Op[M]] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
+    _works: dict[int, Ref] = field(default_factory=dict, init=False, repr=False)
+    """By width: buffers that ops with experts use one after the other."""
 
     def buffer(self, width: int, *, outputs: bool = False) -> Ref:
         """A new buffer."""
@@ -189,6 +203,40 @@ class ProgramBuilder(Generic[M]):
     def glu(self, out: Ref, gate: Ref, up: Ref, width: int, activation: str) -> None:
         """out = activation(gate) * up."""
         self.ops.append(Op("glu", out, width, a=gate, b=up, activation=activation))
+
+    def experts(
+        self,
+        out: Ref,
+        a: Ref,
+        router: M,
+        experts: Sequence[tuple[M, M, M]],
+        n_used: int,
+        activation: str,
+        *,
+        residual: Ref | None = None,
+    ) -> None:
+        """out = the sum of share · down · (activation(gate · a) * (up · a)) over its experts + residual.
+
+        A token's experts are the ``n_used`` that ``router`` rates highest, their shares the softmax of their
+        ratings. ``experts`` has gate, up and down of each.
+        """
+        gate, _, down = experts[0]
+        width = len(experts) + n_used * (2 * gate.shape[0] + max(router.shape[1], down.shape[0]))
+        work = self._works.get(width) or self._works.setdefault(width, self.buffer(width))
+        self.ops.append(
+            Op(
+                "experts",
+                out,
+                down.shape[0],
+                a=a,
+                b=residual,
+                w=router,
+                experts=tuple(experts),
+                n_used=n_used,
+                work=work,
+                activation=activation,
+            )
+        )
 
     def select(self, out: Ref, a: Ref, width: int) -> None:
         """out = the rows of a whose logits are asked for."""

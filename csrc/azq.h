@@ -171,8 +171,12 @@ typedef enum {
     AZQ_OP_GLU = 7,        /* out = activation(a) * b */
     AZQ_OP_SELECT = 8,     /* out (outputs buffer) = the rows of a that are asked for */
     AZQ_OP_ADD = 9,        /* out = a * scale + b */
-    AZQ_OP_SOFTCAP = 10    /* out = softcap * tanh(a / softcap) */
+    AZQ_OP_SOFTCAP = 10,   /* out = softcap * tanh(a / softcap) */
+    AZQ_OP_EXPERTS = 11    /* out = sum of share * down(activation(a * gate^T) * (a * up^T)) over experts, + b: the
+                            * n_used that a * w^T (in fp32) rates highest; shares are the softmax of their ratings */
 } azq_op_kind;
+
+enum { AZQ_MAX_EXPERTS = 1024 };
 
 typedef enum {
     AZQ_ACT_NONE = 0,
@@ -195,12 +199,17 @@ typedef struct {
     int32_t layer;                   /* ATTENTION */
     int32_t n_head, n_head_kv, head_dim; /* ROPE (n_head, head_dim), ATTENTION; norms (n_head, 0 for none) */
     int32_t n_rot, rope_mode;        /* ROPE */
-    int32_t activation;              /* LINEAR, GLU */
+    int32_t activation;              /* LINEAR, GLU, EXPERTS */
     int32_t window;                  /* ATTENTION: positions seen, the token's own included; 0 for all */
     float eps, scale;
     float softcap;                   /* ATTENTION (before the softmax; 0 for none), SOFTCAP */
     azq_matrix *w, *w2;
     const float *vec0, *vec1;
+    int32_t n_expert, n_used;        /* EXPERTS */
+    /* EXPERTS: a buffer for what is made on the way, of n_expert + n_used * (2 * rows of a gate + the larger of width
+     * and columns of w) columns or more; nothing in it outlasts the op. */
+    int32_t work;
+    azq_matrix *const *experts;      /* EXPERTS: (n_expert, 3), gate, up and down of each; stays the caller's */
 } azq_op;
 
 typedef struct {

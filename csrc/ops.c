@@ -85,7 +85,7 @@ static void norm_row(const op_job *job, int64_t row) {
 
 /* ---- linear ------------------------------------------------------------------------------------- */
 
-static azq_map_fn *activation_of(const azq_kernel_slots *kernels, int32_t activation) {
+azq_map_fn *azq_activation_of(const azq_kernel_slots *kernels, int32_t activation) {
     switch (activation) {
     case AZQ_ACT_GELU_TANH: return kernels->gelu_tanh;
     case AZQ_ACT_GELU_ERF: return kernels->gelu_erf;
@@ -97,7 +97,7 @@ static azq_map_fn *activation_of(const azq_kernel_slots *kernels, int32_t activa
 
 static azq_status run_linear(azq_program *p, const azq_op *op, const azq_step *step) {
     int64_t rows = p->buffers[op->out].outputs ? step->n_out : step->n_tokens;
-    azq_linear layer = {.w = op->w, .bias = op->vec0, .activation = activation_of(step->kernels, op->activation),
+    azq_linear layer = {.w = op->w, .bias = op->vec0, .activation = azq_activation_of(step->kernels, op->activation),
                         .next = p->next[op - p->ops]};
     if (op->b >= 0) {
         layer.residual = row_of(p, op->b, 0, op->b_col);
@@ -114,7 +114,7 @@ static void glu_row(const op_job *job, int64_t row) {
     float *out = row_of(job->p, op->out, row, op->out_col);
     const float *b = row_of(job->p, op->b, row, op->b_col);
     memmove(out, row_of(job->p, op->a, row, op->a_col), (size_t)op->width * sizeof *out);
-    azq_map_fn *activation = activation_of(job->step->kernels, op->activation);
+    azq_map_fn *activation = azq_activation_of(job->step->kernels, op->activation);
     if (activation) {
         activation(out, op->width);
     }
@@ -314,6 +314,7 @@ azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step) {
     case AZQ_OP_LAYER_NORM:
     case AZQ_OP_RMS_NORM: for_each_row(p, op, step, norm_row); break;
     case AZQ_OP_LINEAR: status = run_linear(p, op, step); break;
+    case AZQ_OP_EXPERTS: status = azq_run_experts(p, op, step); break;
     case AZQ_OP_ROPE: status = run_rope(p, op, step); break;
     case AZQ_OP_ATTENTION: status = run_attention(p, op, step); break;
     case AZQ_OP_GLU: for_each_row(p, op, step, glu_row); break;

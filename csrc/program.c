@@ -65,6 +65,12 @@ static int check_op(const azq_program *p, const azq_op *op) {
     case AZQ_OP_SOFTCAP:
         return has_columns(p, op->a, op->a_col, op->width) && same_rows(p, op, op->a) && op->softcap > 0.0f &&
                aligned(op, op->a, op->a_col);
+    case AZQ_OP_EXPERTS:
+        return !outputs && op->w && has_columns(p, op->a, op->a_col, op->w->k) && op->out != op->a &&
+               same_rows(p, op, op->a) &&
+               (op->b < 0 || (has_columns(p, op->b, op->b_col, op->width) && same_rows(p, op, op->b) &&
+                              aligned(op, op->b, op->b_col))) &&
+               op->activation >= AZQ_ACT_NONE && op->activation <= AZQ_ACT_RELU && azq_check_experts(p, op);
     case AZQ_OP_SELECT:
         return outputs && has_columns(p, op->a, op->a_col, op->width) && !p->buffers[op->a].outputs;
     default: return 0;
@@ -124,7 +130,9 @@ azq_status azq_program_create(const azq_op *ops, int64_t n_ops, const azq_buffer
     const azq_matrix *next = NULL;
     for (int64_t i = 2 * n_ops - 1; i >= 0; i--) { /* the list begins anew with the next token */
         p->next[i % n_ops] = next;
-        next = ops[i % n_ops].kind == AZQ_OP_LINEAR ? ops[i % n_ops].w : next;
+        if (ops[i % n_ops].kind == AZQ_OP_LINEAR || ops[i % n_ops].kind == AZQ_OP_EXPERTS) { /* those by the router */
+            next = ops[i % n_ops].w;
+        }
     }
     *out = p;
     return AZQ_OK;
@@ -142,6 +150,7 @@ void azq_program_free(azq_program *p) {
     azq_free(p->rope_table);
     azq_free(p->scores);
     free(p->spans);
+    free(p->routes);
     free(p->next);
     free(p->ops);
     free(p->buffers);

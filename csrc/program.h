@@ -4,7 +4,7 @@
 #include "azq_kernels.h"
 #include "kv.h"
 #include "matrix.h"
-/* The state of one step, shared by program.c (the list, checks, memory) and ops.c (each op). */
+/* The state of one step, shared by program.c (the list, checks, memory), ops.c (each op) and experts.c. */
 
 typedef struct {
     const azq_kernel_slots *kernels;
@@ -41,9 +41,15 @@ struct azq_program {
     float *scores;
     int64_t score_columns;
     int score_workers;
+    int32_t *routes; /* of op experts, see experts.c */
+    size_t route_ints;
     double *seconds; /* (n_ops), the caller's: where each step adds what its ops took; or NULL */
 };
 
 azq_status azq_run_op(azq_program *p, const azq_op *op, const azq_step *step);
+azq_status azq_run_experts(azq_program *p, const azq_op *op, const azq_step *step);
+/* Whether the experts of an op fit each other, its router and its work buffer. */
+int azq_check_experts(const azq_program *p, const azq_op *op);
+azq_map_fn *azq_activation_of(const azq_kernel_slots *kernels, int32_t activation); /* NULL for none */
 
 #endif

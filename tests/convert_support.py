@@ -47,6 +47,14 @@ LLAMA_CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+MIXTRAL_CONFIG: dict[str, Any] = {
+    **LLAMA_CONFIG,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
 
 def gpt2_tensors(config: dict[str, Any], prefix: str = "transformer.", seed: int = 0) -> Tensors:
     """Random tensors as GPT2LMHeadModel saves them for ``config``, the head included when it is untied."""
@@ -78,7 +86,7 @@ def gpt2_tensors(config: dict[str, Any], prefix: str = "transformer.", seed: int
 
 
 def llama_tensors(config: dict[str, Any], prefix: str = "model.", seed: int = 0) -> Tensors:
-    """Random tensors as LlamaForCausalLM saves them for ``config``."""
+    """Random tensors as LlamaForCausalLM or MixtralForCausalLM saves them for ``config``."""
     random = np.random.default_rng(seed)
     width, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or width // config["num_attention_heads"]
@@ -87,6 +95,13 @@ def llama_tensors(config: dict[str, Any], prefix: str = "model.", seed: int = 0)
         f"{prefix}embed_tokens.weight": (config["vocab_size"], width),
         f"{prefix}norm.weight": (width,),
     }
+    matrices = (("gate_proj", (inner, width)), ("up_proj", (inner, width)), ("down_proj", (width, inner)))
+    feed_forward = [(f"mlp.{name}", shape, "mlp_bias") for name, shape in matrices]
+    if count := config.get("num_local_experts"):
+        feed_forward = [("block_sparse_moe.gate", (count, width), "")]
+        for (_, shape), name in zip(matrices, ("w1", "w3", "w2"), strict=True):
+            experts = (f"block_sparse_moe.experts.{expert}" for expert in range(count))
+            feed_forward += [(f"{expert}.{name}", shape, "") for expert in experts]
     for i in range(config["num_hidden_layers"]):
         layer = f"{prefix}layers.{i}."
         shapes[f"{layer}input_layernorm.weight"] = (width,)
@@ -96,9 +111,7 @@ def llama_tensors(config: dict[str, Any], prefix: str = "model.", seed: int = 0)
             ("self_attn.k_proj", (kv, width), "attention_bias"),
             ("self_attn.v_proj", (kv, width), "attention_bias"),
             ("self_attn.o_proj", (width, q), "attention_bias"),
-            ("mlp.gate_proj", (inner, width), "mlp_bias"),
-            ("mlp.up_proj", (inner, width), "mlp_bias"),
-            ("mlp.down_proj", (width, inner), "mlp_bias"),
+            *feed_forward,
         ):
             shapes[f"{layer}{name}.weight"] = shape
             if config.get(biased):

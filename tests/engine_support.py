@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from convert_support import GPT2_CONFIG, LLAMA_CONFIG, gpt2_tensors, llama_tensors, write_checkpoint
+from convert_support import (
+    GPT2_CONFIG,
+    LLAMA_CONFIG,
+    MIXTRAL_CONFIG,
+    gpt2_tensors,
+    llama_tensors,
+    write_checkpoint,
+)
 from tokenizers import decoders, models, pre_tokenizers
 
 import azquant
@@ -37,7 +44,11 @@ def tiny_model(
     folder: Path, architecture: str, type_: str = "q4_0", template: str | None = None, **changes: Any
 ) -> Path:
     """A random model of ``architecture`` with :func:`byte_tokenizer`, as a GGUF file."""
-    base, make = {"gpt2": (GPT2_CONFIG, gpt2_tensors), "llama": (LLAMA_CONFIG, llama_tensors)}[architecture]
+    base, make = {
+        "gpt2": (GPT2_CONFIG, gpt2_tensors),
+        "llama": (LLAMA_CONFIG, llama_tensors),
+        "mixtral": (MIXTRAL_CONFIG, llama_tensors),
+    }[architecture]
     config = {**base, "vocab_size": N_VOCAB, "eos_token_id": 256, "bos_token_id": 256, **changes}
     tensors = {name: array * np.float32(0.3) for name, array in make(config).items()}
     write_checkpoint(folder / "hf", config, tensors)

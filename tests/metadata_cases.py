@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert_support import GPT2_CONFIG, LLAMA_CONFIG, gpt2_tensors, llama_tensors, write_checkpoint
+from convert_support import (
+    GPT2_CONFIG,
+    LLAMA_CONFIG,
+    MIXTRAL_CONFIG,
+    gpt2_tensors,
+    llama_tensors,
+    write_checkpoint,
+)
 from tokenizer_support import LLAMA3, QWEN2, sentencepiece_metadata, sentencepiece_model, split
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -139,6 +146,25 @@ def _qwen2(root: Path) -> Path:
     )  # fmt: skip
 
 
+def _mixtral(root: Path) -> Path:
+    """Experts, whose number is part of the size."""
+    tokenizer = _byte_bpe(split(LLAMA3), ["<s>", "</s>"])
+    size = tokenizer.get_vocab_size()
+    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1}
+    return _write(
+        root / "nar-mixture",
+        {**MIXTRAL_CONFIG, **ids},
+        {"tokenizer.json": tokenizer.to_str()},
+        {
+            "tokenizer_config.json": {
+                "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+                "add_bos_token": True, "add_eos_token": False,
+            },
+        },
+        size,
+    )  # fmt: skip
+
+
 _SPM = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2}
 
@@ -208,6 +234,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gpt2": (_gpt2, "gpt-2"),
     "llama3": (_llama3, "llama-bpe"),
     "qwen2": (_qwen2, "qwen2"),
+    "mixtral": (_mixtral, "llama-bpe"),
     "sentencepiece": (_sentencepiece, ""),
     "json sentencepiece": (_json_sentencepiece, ""),
 }

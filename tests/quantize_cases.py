@@ -58,6 +58,16 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-256-imatrix": {**LLAMA, "ffn": 512, "layers": 8, "imatrix": "dat"},
     "llama-896-grouped": {**LLAMA, "width": 896, "ffn": 512, "layers": 1, "heads": 14, "kv_heads": 2},
     "llama-256-f16": {**LLAMA, "ffn": 256, "source": np.float16, "head": True},
+    "llama-256-mixture": {**LLAMA, "ffn": 256, "layers": 3, "head": True, "experts": 8},
+    "qwen3moe-256-mixture": {
+        **LLAMA,
+        "arch": "qwen3moe",
+        "ffn": 256,
+        "layers": 8,
+        "heads": 8,
+        "experts": 3,
+        "imatrix": "gguf",
+    },
     "gpt2-256-pure": {**GPT2, "layers": 2, "options": {"pure": True}},
     "llama-256-types": {
         **LLAMA,
@@ -111,6 +121,13 @@ def tensors(case: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
             "attn_v": (kv, width),
             "ffn_gate": (ffn, width),
         }
+    if count := case.get("experts"):
+        linear = {name: shape for name, shape in linear.items() if not name.startswith("ffn")} | {
+            "ffn_gate_inp": (count, width),
+            "ffn_gate_exps": (count, ffn, width),
+            "ffn_up_exps": (count, ffn, width),
+            "ffn_down_exps": (count, width, ffn),
+        }
     for layer in range(case["layers"]):
         for norm in ("attn_norm", "ffn_norm"):
             yield f"blk.{layer}.{norm}.weight", (width,)
@@ -131,6 +148,9 @@ def write_source(case: dict[str, Any], path: Path) -> None:
     writer.add_feed_forward_length(case["ffn"])
     writer.add_head_count(case["heads"])
     writer.add_head_count_kv(case["kv_heads"])
+    if "experts" in case:
+        writer.add_expert_count(case["experts"])
+        writer.add_expert_used_count(2)
     writer.add_layer_norm_eps(1e-5)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(case["vocab"])
@@ -147,9 +167,9 @@ def write_source(case: dict[str, Any], path: Path) -> None:
 def write_imatrix(case: dict[str, Any], path: Path) -> None:
     """An importance matrix for every linear tensor, in the case's format."""
     rows = [
-        (name, np.abs(numbers(name + ".imatrix", shape[1], 3.0)) * np.float32(5))
+        (name, np.abs(numbers(name + ".imatrix", int(np.prod(shape) // shape[-2]), 3.0)) * np.float32(5))
         for name, shape in tensors(case)
-        if len(shape) == 2 and name.startswith("blk")
+        if len(shape) > 1 and name.startswith("blk")
     ]
     if case["imatrix"] == "dat":
         with path.open("wb") as file:
@@ -165,8 +185,9 @@ def write_imatrix(case: dict[str, Any], path: Path) -> None:
     writer.add_uint32("imatrix.chunk_count", 7)
     writer.add_uint32("imatrix.chunk_size", 512)
     for name, values in rows:
-        writer.add_tensor(f"{name}.in_sum2", values)
-        writer.add_tensor(f"{name}.counts", np.array([[7.0]], np.float32))
+        experts = case["experts"] if "_exps" in name else 1
+        writer.add_tensor(f"{name}.in_sum2", values.reshape(experts, -1) if experts > 1 else values)
+        writer.add_tensor(f"{name}.counts", np.full((experts, 1), 7.0, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from convert_support import GPT2_CONFIG, LLAMA_CONFIG
+from convert_support import GPT2_CONFIG, LLAMA_CONFIG, MIXTRAL_CONFIG
 
 from azquant.architectures import (
     ARCHITECTURES,
@@ -19,7 +19,11 @@ from azquant.architectures import (
 from azquant.errors import ModelError
 from azquant.gguf import open_gguf
 
-CONFIGS: list[tuple[type[Any], dict[str, Any]]] = [(GPT2Config, GPT2_CONFIG), (LlamaConfig, LLAMA_CONFIG)]
+CONFIGS: list[tuple[type[Any], dict[str, Any]]] = [
+    (GPT2Config, GPT2_CONFIG),
+    (LlamaConfig, LLAMA_CONFIG),
+    (LlamaConfig, MIXTRAL_CONFIG),
+]
 
 
 def gguf_values(kind: type[Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +107,12 @@ def test_sizes_that_cannot_be(kind: type[Any], config: dict[str, Any], key: str,
         (LlamaConfig, LLAMA_CONFIG, "llama.attention.value_length", 16),
         (LlamaConfig, LLAMA_CONFIG, "llama.attention.layer_norm_rms_epsilon", 0.0),
         (LlamaConfig, LLAMA_CONFIG, "llama.attention.scale", 0.5),
-        (LlamaConfig, LLAMA_CONFIG, "llama.expert_count", 8),
+        (LlamaConfig, LLAMA_CONFIG, "llama.expert_count", 1025),
+        (LlamaConfig, LLAMA_CONFIG, "llama.expert_used_count", 1),
+        (LlamaConfig, MIXTRAL_CONFIG, "llama.expert_used_count", None),
+        (LlamaConfig, MIXTRAL_CONFIG, "llama.expert_used_count", 9),
+        (LlamaConfig, MIXTRAL_CONFIG, "llama.expert_shared_count", 1),
+        (LlamaConfig, MIXTRAL_CONFIG, "llama.expert_group_count", 2),
         (LlamaConfig, LLAMA_CONFIG, "llama.rope.dimension_count", 31),
         (LlamaConfig, LLAMA_CONFIG, "llama.rope.dimension_count", 34),
         (LlamaConfig, LLAMA_CONFIG, "llama.rope.freq_base", float("inf")),

@@ -39,6 +39,9 @@ HERE: dict[str, dict[str, Any]] = {
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.huggingface.json": ...,
     },
+    "mixtral": {
+        "tokenizer.huggingface.json": ...,
+    },
     "sentencepiece": {
         "general.basename": "Mini-Llama-2",
         "general.version": "v2",

@@ -11,7 +11,7 @@ from engine_support import recorded_logits, tiny_model
 import azquant
 from azquant.engine import Model, scheduler
 
-TYPES = (("gpt2", "q4_0"), ("gpt2", "f16"), ("llama", "q8_0"), ("llama", "q4_0"))
+TYPES = (("gpt2", "q4_0"), ("gpt2", "f16"), ("llama", "q8_0"), ("llama", "q4_0"), ("mixtral", "q4_0"))
 
 pytestmark = pytest.mark.usefixtures("_c_only")
 

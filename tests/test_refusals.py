@@ -18,13 +18,15 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+MIXTRAL = {"architectures": ["MixtralForCausalLM"]}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
 def config_of(name: str, **change: Any) -> dict[str, Any]:
     """A config.json that converts, with ``change``."""
     architecture = ARCHITECTURES[name]
-    return {**DECODER, "architectures": [architecture.hf_names[0]], **change}
+    needed = {"norm_topk_prob": True, "num_experts": 12} if name == "qwen3moe" else {}
+    return {**DECODER, "architectures": [architecture.hf_names[0]], **needed, **change}
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gpt2"])
@@ -53,6 +55,23 @@ def test_the_config_without_a_change_converts_and_reads_back(name: str) -> None:
         ("qwen3", {"attention_bias": True}, "attention_bias is True"),
         ("qwen3", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("qwen3", {"rope_parameters": LONGROPE}, "'longrope' is not supported"),
+        ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ("qwen3moe", {"norm_topk_prob": None}, "norm_topk_prob is false"),
+        ("qwen3moe", {"mlp_only_layers": [1]}, r"mlp_only_layers is \[1\]"),
+        ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ("qwen3moe", {"attention_bias": True}, "attention_bias is True"),
+        ("qwen3moe", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("qwen3moe", {"rope_parameters": YARN}, "'yarn' is not supported"),
+        ("qwen3moe", {"num_experts": 0}, "num_experts is 0"),
+        ("qwen3moe", {"num_experts": 1025}, "num_experts is 1025, outside 1 to 1024"),
+        ("qwen3moe", {"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
+        ("qwen3moe", {"num_experts_per_tok": 13}, "num_experts_per_tok is 13, outside 1 to 12"),
+        ("qwen3moe", {"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
+        ("llama", {**MIXTRAL, "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("llama", {**MIXTRAL, "num_local_experts": 0}, "num_local_experts is 0"),
+        ("llama", {**MIXTRAL, "num_local_experts": 1025}, "num_local_experts is 1025"),
+        ("llama", {**MIXTRAL, "num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
+        ("llama", {**MIXTRAL, "num_experts_per_tok": 9}, "num_experts_per_tok is 9, outside 1 to 8"),
         ("gemma2", {"hidden_activation": "relu"}, "hidden_activation is 'relu'"),
         ("gemma2", {"attention_bias": True}, "attention_bias is True"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
@@ -114,8 +133,8 @@ def test_a_flag_is_refused_by_name(name: str, change: dict[str, Any], message: s
 @pytest.mark.parametrize(
     "name",
     [
-        "MixtralForCausalLM",
-        "Qwen3MoeForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "OlmoeForCausalLM",
         "SmolLM3ForCausalLM",
         "Olmo3ForCausalLM",
         "GraniteMoeForCausalLM",
@@ -140,6 +159,19 @@ def test_model_type_alone_is_enough(model_type: str, name: str) -> None:
         ("qwen2", {"qwen2.attention.sliding_window_pattern": [True], "qwen2.attention.sliding_window": 8}),
         ("qwen2", {"qwen2.logit_scale": 2.0}),
         ("qwen2", {"qwen2.attention.causal": False}),
+        ("qwen3moe", {"qwen3moe.expert_count": 0}),
+        ("qwen3moe", {"qwen3moe.expert_count": 1025}),
+        ("qwen3moe", {"qwen3moe.expert_count": None}),
+        ("qwen3moe", {"qwen3moe.expert_used_count": 0}),
+        ("qwen3moe", {"qwen3moe.expert_used_count": 13}),
+        ("qwen3moe", {"qwen3moe.expert_used_count": [8] * 4}),
+        ("qwen3moe", {"qwen3moe.expert_feed_forward_length": -1}),
+        ("qwen3moe", {"qwen3moe.expert_gating_func": 2}),
+        ("qwen3moe", {"qwen3moe.expert_group_count": 4}),
+        ("qwen3moe", {"qwen3moe.expert_weights_norm": False}),
+        ("qwen3moe", {"qwen3moe.expert_weights_scale": 2.5}),
+        ("qwen3moe", {"qwen3moe.expert_shared_count": 1}),
+        ("qwen3moe", {"qwen3moe.expert_shared_feed_forward_length": 64}),
         ("gemma2", {"gemma2.attn_logit_softcapping": float("nan")}),
         ("gemma3", {"gemma3.rope.scaling.type": "yarn"}),
         ("phi3", {"phi3.rope.scaling.attn_factor": -1.0}),

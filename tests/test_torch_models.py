@@ -448,3 +448,11 @@ def test_adapter_refusals(tmp_path: Path) -> None:
         save_lora_gguf(model, tmp_path / "a.gguf", {"transformer.wte": (a, b)}, 1)
     with pytest.raises(ShapeError, match=r"h\.0\.attn\.c_attn: A \(192, 4\)"):
         save_lora_gguf(model, tmp_path / "a.gguf", {"transformer.h.0.attn.c_attn": (b, a)}, 1)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_mixtures_of_experts_are_refused(name: str, tmp_path: Path) -> None:
+    model = tiny_models.build(name)
+    with pytest.raises(ConversionError, match="convert the checkpoint instead"):
+        save_gguf(model, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()

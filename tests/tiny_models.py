@@ -31,6 +31,9 @@ LONGROPE = {
 LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
 WINDOW = {"sliding_window": 16}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 16}
+QWEN_MIXTURE = {
+    "num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 40, "norm_topk_prob": True,
+}  # fmt: skip
 GEMMA = {"head_dim": 24, "sliding_window": 16, "query_pre_attn_scalar": 10, "final_logit_softcapping": 5.0}
 GRANITE = {
     "attention_multiplier": 0.4, "embedding_multiplier": 6.0, "residual_multiplier": 0.3,
@@ -64,6 +67,18 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mistral": (
         "Mistral", 16, {**WINDOW, "head_dim": 24, "rope_parameters": ROPE, "rms_norm_eps": 1e-3},
     ),
+    "mixtral": (
+        "Mixtral",
+        16,
+        {
+            **WINDOW, "head_dim": 24, "num_local_experts": 5, "num_experts_per_tok": 3, "rms_norm_eps": 1e-3,
+            "rope_parameters": ROPE, "router_jitter_noise": 0.1, "tie_word_embeddings": True,
+        },
+    ),
+    "mixtral one of eight": (
+        "Mixtral", 0, {"num_local_experts": 8, "num_experts_per_tok": 1, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "mixtral alone": ("Mixtral", 0, {"num_local_experts": 1, "num_experts_per_tok": 1}),
     "qwen2": (
         "Qwen2",
         16,
@@ -76,6 +91,19 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
             **QWEN_WINDOW, "head_dim": 24, "max_window_layers": 2, "rope_parameters": LINEAR_ROPE,
             "rms_norm_eps": 1e-3,
         },
+    ),
+    "qwen3moe": (
+        "Qwen3Moe",
+        16,
+        {
+            **QWEN_WINDOW, **QWEN_MIXTURE, "head_dim": 24, "rope_parameters": LINEAR_ROPE,
+            "rms_norm_eps": 1e-3, "output_router_logits": True,
+        },
+    ),
+    "qwen3moe all": (
+        "Qwen3Moe",
+        0,
+        {**QWEN_MIXTURE, "num_experts_per_tok": 9, "moe_intermediate_size": 160, "tie_word_embeddings": True},
     ),
     "gemma2": ("Gemma2", 0, {**GEMMA, "attn_logit_softcapping": 3.0, "rope_parameters": ROPE}),
     "gemma2 layers": (

@@ -6,8 +6,9 @@ compare them). Where azquant differs, it does so on purpose:
 - ``<arch>.vocab_size``: always written, so that a file without a tokenizer can be run.
 - Head sizes, RoPE base, dimensions and scaling: always written. The other converter leaves some out where
   they are the graph's default, and forgets some (gptneox, falcon, gemma2, phi3).
-- ``attention.sliding_window``: also for mistral, qwen2, qwen3 and starcoder2, where azquant honours it;
-  ``attention.sliding_window_pattern`` where ``layer_types`` departs from the family's rule.
+- ``attention.sliding_window``: also for mistral, mixtral, qwen2, qwen3, qwen3moe and starcoder2, where
+  azquant honours it; ``attention.sliding_window_pattern`` where ``layer_types`` departs from the family's
+  rule.
 - ``hidden_activation``: "gelu" where the exact one is meant (see ``gelu.py``).
 - Context and feed-forward length of falcon: those of the config, not constants.
 - Score scales of gpt2, gemma2 and gemma3: folded into the queries where the graph has no other place.
@@ -44,6 +45,7 @@ _MODULES = {
     "llama": "llama",
     "qwen2": "qwen",
     "qwen3": "qwen",
+    "qwen3moe": "qwen",
     "gemma2": "gemma",
     "gemma3": "gemma",
     "phi3": "phi3",

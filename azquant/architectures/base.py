@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "RopeInterleave",
     "ScaleRows",
     "Shift",
+    "Stack",
     "TensorRule",
     "TensorSource",
     "Transform",
@@ -72,6 +74,14 @@ class Keep:
     def bands(self, source: TensorSource, rows: int) -> Iterator[Float32]:
         for start in range(0, source.shape[0], rows):
             yield source.read_f32(start, min(start + rows, source.shape[0]))
+
+
+@dataclass(frozen=True)
+class Stack(Keep):
+    """Matrices of one shape, read one below the other, as a tensor of three dimensions."""
+
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] * shape[1], shape[2])
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,13 @@ class TensorRule:
     transform: Transform = Keep()
     optional: bool = False
     """Whether a model may do without it."""
+    parts: tuple[str, ...] = ()
+    """Names of the matrices that are stacked; ``source`` is then what they are called together."""
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of the rows that bands are made of."""
+        return self.shape[-1] if self.parts else prod(self.shape[1:])
 
 
 class ModelConfig(Protocol):
@@ -238,6 +255,9 @@ class Weights(Protocol):
 
     def matrix(self, name: str) -> Any:
         """A two-dimensional tensor, as the backend's matrix. Raises ModelError when it is missing."""
+
+    def experts(self, name: str) -> tuple[Any, ...]:
+        """A three-dimensional tensor, as a matrix for each expert. Raises ModelError when it is missing."""
 
     def vector(self, name: str) -> Float32:
         """A one-dimensional tensor as float32. Raises ModelError when it is missing."""

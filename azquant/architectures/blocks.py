@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,16 @@ class DecoderProgram:
         self.key = self.query.at(config.query_rows)
         self.value = self.key.at(config.kv_rows)
         self.attended = self.b.buffer(config.query_rows)
-        self._inner = self.b.buffer(2 * config.feed_forward_length)  # gate and up, or one activated
-        self._hidden = self.b.buffer(config.feed_forward_length)
         divisors = weights.optional_vector("rope_freqs.weight")
         self.frequencies = frequencies(config.rope, config.rope_dimension, divisors)
+
+    @cached_property
+    def _inner(self) -> Ref:
+        return self.b.buffer(2 * self._config.feed_forward_length)  # gate and up, or one activated
+
+    @cached_property
+    def _hidden(self) -> Ref:
+        return self.b.buffer(self._config.feed_forward_length)
 
     def embed(self, scale: float = 1.0) -> None:
         """x = the tokens' rows of the embedding."""
@@ -149,6 +156,18 @@ class DecoderProgram:
         self.linear(self._inner.at(width), a, f"{blk}.ffn_up")
         self.b.glu(self._hidden, self._inner, self._inner.at(width), width, activation)
         self.linear(out, self._hidden, f"{blk}.ffn_down", residual=residual)
+
+    def feed_forward(self, out: Ref, a: Ref, blk: str, *, residual: Ref | None = None) -> None:
+        """``gated`` with SiLU, by the experts that a router chooses where the model has them."""
+        if self._config.experts is None:
+            self.gated(out, a, blk, residual=residual)
+            return
+        router = self._weights.matrix(f"{blk}.ffn_gate_inp.weight")
+        gates, ups, downs = (
+            self._weights.experts(f"{blk}.ffn_{part}_exps.weight") for part in ("gate", "up", "down")
+        )
+        experts = list(zip(gates, ups, downs, strict=True))
+        self.b.experts(out, a, router, experts, self._config.experts.used, "silu", residual=residual)
 
     def gated_fused(self, out: Ref, a: Ref, blk: str, *, residual: Ref | None = None) -> None:
         """The same with SiLU, where ``ffn_up`` holds gate and up one after the other."""

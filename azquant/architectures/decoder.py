@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from azquant.architectures.experts import Experts
 from azquant.architectures.fields import MAX_BLOCKS, Fields, gguf_vocab_size
 from azquant.architectures.rope import FLAT_KEYS, Rope, hf_rope, hf_rope_section
 from azquant.gguf import MetadataValue, ValueType, keys
@@ -70,6 +71,8 @@ class DecoderConfig:
     """Whether the embedding is also the output head; ``None`` when only the tensors tell."""
     windows: tuple[int, ...] = ()
     """Positions that a token sees in each layer, its own included; 0 for all, empty for all everywhere."""
+    experts: Experts | None = None
+    """What every layer has instead of one feed-forward network."""
 
     @property
     def query_rows(self) -> int:
@@ -114,6 +117,8 @@ class DecoderConfig:
         if self.rope.scale != 1.0:
             found["rope.scaling.type"] = keys.string("linear")
             found["rope.scaling.factor"] = keys.f32(self.rope.scale)
+        if self.experts is not None:
+            found |= self.experts.metadata()
         found |= self.own_metadata()
         return {f"{self.NAME}.{key}": value for key, value in found.items()}
 

@@ -1,9 +1,9 @@
-"""Llama 1 to 3.2, Mistral, Ministral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases, tied or not.
+"""Llama 1 to 3.2, Mistral, Ministral, Mixtral: RMSNorm, RoPE, grouped queries, SwiGLU; optional biases.
 
 RoPE scaling: ``linear`` becomes the keys ``llama.rope.scaling.*``, ``llama3`` the tensor
 ``rope_freqs.weight`` (one divisor per pair of dimensions), as llama.cpp reads them. Other kinds are refused
-by name. Mistral is a Llama to llama.cpp, which knows no sliding window there; azquant writes the window and
-honours it.
+by name. Mistral and Mixtral are Llamas to llama.cpp, which knows no sliding window there; azquant writes the
+window and honours it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from azquant.architectures.decoder import (
     read_hf,
     window_metadata,
 )
+from azquant.architectures.experts import EXPERT_SIZES, expert_rules, gguf_experts, hf_experts
 from azquant.architectures.fields import gguf_fields, hf_fields
 from azquant.gguf import MetadataValue
 from azquant.program import ProgramSpec
@@ -38,6 +39,7 @@ DECODER_SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    *EXPERT_SIZES,
 )
 """Keys of config.json that decide shapes."""
 
@@ -45,11 +47,11 @@ INV_FREQ = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers of old checkpoints."""
 
 
-def _is_mistral(config: Mapping[str, Any]) -> bool:
+def _is(config: Mapping[str, Any], *model_types: str) -> bool:
     named = config.get("architectures")
-    mistrals = ("MistralForCausalLM", "MinistralForCausalLM")
-    return config.get("model_type") in ("mistral", "ministral") or (
-        isinstance(named, list) and any(name in named for name in mistrals)
+    classes = [f"{name.capitalize()}ForCausalLM" for name in model_types]
+    return config.get("model_type") in model_types or (
+        isinstance(named, list) and any(name in named for name in classes)
     )
 
 
@@ -72,23 +74,32 @@ class LlamaConfig(DecoderConfig):
         common = read_hf(fields, kinds=("default", "linear", "llama3"))
         layers = common["block_count"]
         windows: tuple[int, ...] = ()
-        if _is_mistral(config):  # LlamaForCausalLM takes no account of these keys
-            silent = 0 if "sliding_window" in config else 4096  # null is none, silence transformers' default
+        mixtral = _is(config, "mixtral")
+        if mixtral or _is(config, "mistral", "ministral"):  # LlamaForCausalLM ignores these keys
+            # null is none, silence transformers' default
+            silent = 0 if mixtral or "sliding_window" in config else 4096
             window = fields.integer("sliding_window", default=silent, low=0)
             windows = hf_windows(fields, layers, window, [True] * layers)
         return cls(
             **common,
             windows=windows if max(windows, default=0) < common["context_length"] else (),
-            attention_bias=fields.flag("attention_bias", default=False),
-            mlp_bias=fields.flag("mlp_bias", default=False),
+            attention_bias=not mixtral and fields.flag("attention_bias", default=False),
+            mlp_bias=not mixtral and fields.flag("mlp_bias", default=False),
+            experts=hf_experts(fields, count=8, used=2, length=common["feed_forward_length"])
+            if mixtral
+            else None,
         )
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> LlamaConfig:
         """From GGUF metadata as plain values. Raises ModelError for what is missing or impossible."""
         fields = gguf_fields(metadata, "llama")
-        common = read_gguf(fields, honoured=("attention.sliding_window",))
-        return cls(**common, windows=gguf_windows(fields, common["block_count"]))
+        common = read_gguf(fields, honoured=("attention.sliding_window", "expert_count"))
+        return cls(
+            **common,
+            windows=gguf_windows(fields, common["block_count"]),
+            experts=gguf_experts(fields, common["feed_forward_length"]),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -121,6 +132,16 @@ def llama_block(config: LlamaConfig, i: int) -> list[TensorRule]:
     blk, layer = f"blk.{i}", f"layers.{i}"
     attention, mlp = config.attention_bias, config.mlp_bias
     q, k = RopeInterleave(config.head_count), RopeInterleave(config.head_count_kv)
+    if config.experts is None:
+        feed_forward = [
+            *linear_rules(f"{blk}.ffn_gate", (inner, width), f"{layer}.mlp.gate_proj", bias=mlp),
+            *linear_rules(f"{blk}.ffn_up", (inner, width), f"{layer}.mlp.up_proj", bias=mlp),
+            *linear_rules(f"{blk}.ffn_down", (width, inner), f"{layer}.mlp.down_proj", bias=mlp),
+        ]
+    else:
+        feed_forward = expert_rules(
+            config.experts, width, blk, f"{layer}.block_sparse_moe", ("w1", "w3", "w2")
+        )
     return [
         *norm_rules(f"{blk}.attn_norm", width, f"{layer}.input_layernorm"),
         *linear_rules(
@@ -134,9 +155,7 @@ def llama_block(config: LlamaConfig, i: int) -> list[TensorRule]:
             f"{blk}.attn_output", (width, config.query_rows), f"{layer}.self_attn.o_proj", bias=attention
         ),
         *norm_rules(f"{blk}.ffn_norm", width, f"{layer}.post_attention_layernorm"),
-        *linear_rules(f"{blk}.ffn_gate", (inner, width), f"{layer}.mlp.gate_proj", bias=mlp),
-        *linear_rules(f"{blk}.ffn_up", (inner, width), f"{layer}.mlp.up_proj", bias=mlp),
-        *linear_rules(f"{blk}.ffn_down", (width, inner), f"{layer}.mlp.down_proj", bias=mlp),
+        *feed_forward,
     ]
 
 
@@ -159,7 +178,7 @@ def _program(config: LlamaConfig, weights: Weights) -> ProgramSpec[Any]:
         p.attend(i)
         p.linear(p.x, p.attended, f"{blk}.attn_output", residual=p.x)
         p.norm(p.normed, p.x, f"{blk}.ffn_norm")
-        p.gated(p.x, p.normed, blk, residual=p.x)
+        p.feed_forward(p.x, p.normed, blk, residual=p.x)
     return p.finish()
 
 
@@ -169,10 +188,11 @@ LLAMA = Architecture(
         "LlamaForCausalLM",
         "MistralForCausalLM",
         "MinistralForCausalLM",
+        "MixtralForCausalLM",
         "LLaMAForCausalLM",
         "LlamaModel",
     ),
-    model_types=("mistral", "ministral"),
+    model_types=("mistral", "ministral", "mixtral"),
     config=LlamaConfig,
     rules=_rules,
     program=_program,

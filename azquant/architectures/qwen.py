@@ -1,5 +1,7 @@
 """Qwen 2, 2.5 and 3: Llama with RoPE over halves; Qwen 2 has biases on q, k, v, Qwen 3 norms on every head.
 
+Qwen 3's mixtures have experts in every layer, whose shares sum to 1: llama.cpp knows no others.
+
 Sliding windows (``use_sliding_window``) are written and honoured by azquant; llama.cpp has none here.
 """
 
@@ -20,12 +22,13 @@ from azquant.architectures.decoder import (
     read_hf,
     window_metadata,
 )
+from azquant.architectures.experts import MAX_EXPERTS, expert_rules, gguf_experts, hf_experts
 from azquant.architectures.fields import gguf_fields, hf_fields
 from azquant.architectures.llama import DECODER_SIZES, INV_FREQ, window_warning
-from azquant.gguf import MetadataValue
+from azquant.gguf import MetadataValue, keys
 from azquant.program import ProgramSpec
 
-__all__ = ["QWEN2", "QWEN3", "Qwen2Config", "Qwen3Config"]
+__all__ = ["QWEN2", "QWEN3", "QWEN3MOE", "Qwen2Config", "Qwen3Config", "Qwen3MoeConfig"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,58 @@ class Qwen3Config(Qwen2Config):
     NAME: ClassVar[str] = "qwen3"
 
 
+@dataclass(frozen=True)
+class Qwen3MoeConfig(Qwen3Config):
+    """Hyperparameters of a Qwen 3 with experts."""
+
+    NAME: ClassVar[str] = "qwen3moe"
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Qwen3MoeConfig:
+        """From ``config.json``. Raises ConversionError for what is missing, impossible or not to be had."""
+        fields = hf_fields(config)
+        hf_refuse(
+            fields,
+            cls.NAME,
+            hidden_act=("silu", "swish"),
+            attention_bias=False,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+        )
+        if not fields.flag("norm_topk_prob", default=False):
+            fields.fail(
+                "norm_topk_prob is false, transformers' default, but GGUF's qwen3moe computes only true"
+            )
+        common = read_hf(fields)
+        window = 0
+        if fields.flag(
+            "use_sliding_window", default=False
+        ):  # in every layer, whatever max_window_layers says
+            silent = 0 if "sliding_window" in config else 4096  # null is none
+            window = fields.integer("sliding_window", default=silent, low=0)
+        length = fields.integer("moe_intermediate_size", default=768)
+        return cls(
+            **common,
+            windows=(window,) * common["block_count"] if window else (),
+            experts=hf_experts(fields, count=128, used=8, length=length),
+        )
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Qwen3MoeConfig:
+        """From GGUF metadata as plain values. Raises ModelError for what is missing or impossible."""
+        fields = gguf_fields(metadata, cls.NAME)
+        common = read_gguf(fields, honoured=("attention.sliding_window", "expert_count"))
+        used = fields.integer("expert_used_count", high=MAX_EXPERTS)
+        length = fields.integer("expert_feed_forward_length", default=0, low=0)
+        experts = gguf_experts(fields, length or max(1, common["feed_forward_length"] // used), required=True)
+        return cls(**common, windows=gguf_windows(fields, common["block_count"]), experts=experts)
+
+    def own_metadata(self) -> dict[str, MetadataValue]:
+        """The size of an expert, and the sliding window, where there is one."""
+        assert self.experts is not None
+        return {"expert_feed_forward_length": keys.u32(self.experts.length), **super().own_metadata()}
+
+
 def _block(config: Qwen2Config, i: int) -> list[TensorRule]:
     width, inner = config.embedding_length, config.feed_forward_length
     blk, layer = f"blk.{i}", f"layers.{i}"
@@ -87,9 +142,12 @@ def _block(config: Qwen2Config, i: int) -> list[TensorRule]:
     if not biased:
         rules += norm_rules(f"{blk}.attn_q_norm", config.head_dim, f"{layer}.self_attn.q_norm")
         rules += norm_rules(f"{blk}.attn_k_norm", config.head_dim, f"{layer}.self_attn.k_norm")
+    rules += norm_rules(f"{blk}.ffn_norm", width, f"{layer}.post_attention_layernorm")
+    if config.experts is not None:
+        names = ("gate_proj", "up_proj", "down_proj")
+        return [*rules, *expert_rules(config.experts, width, blk, f"{layer}.mlp", names)]
     return [
         *rules,
-        *norm_rules(f"{blk}.ffn_norm", width, f"{layer}.post_attention_layernorm"),
         *linear_rules(f"{blk}.ffn_gate", (inner, width), f"{layer}.mlp.gate_proj"),
         *linear_rules(f"{blk}.ffn_up", (inner, width), f"{layer}.mlp.up_proj"),
         *linear_rules(f"{blk}.ffn_down", (width, inner), f"{layer}.mlp.down_proj"),
@@ -107,13 +165,13 @@ def _program(config: Qwen2Config, weights: Weights) -> ProgramSpec[Any]:
         blk = f"blk.{i}"
         p.norm(p.normed, p.x, f"{blk}.attn_norm")
         p.project(blk, p.normed)
-        if config.NAME == "qwen3":
+        if config.NAME != "qwen2":
             p.norm_heads(blk)
         p.rope()
         p.attend(i)
         p.linear(p.x, p.attended, f"{blk}.attn_output", residual=p.x)
         p.norm(p.normed, p.x, f"{blk}.ffn_norm")
-        p.gated(p.x, p.normed, blk, residual=p.x)
+        p.feed_forward(p.x, p.normed, blk, residual=p.x)
     return p.finish()
 
 
@@ -132,6 +190,18 @@ QWEN3: Architecture[Any] = Architecture(
     name="qwen3",
     hf_names=("Qwen3ForCausalLM", "Qwen3Model"),
     config=Qwen3Config,
+    rules=_rules,
+    program=_program,
+    prefixes=("model.", ""),
+    hf_sizes=DECODER_SIZES,
+    harmless=(INV_FREQ,),
+)
+
+QWEN3MOE: Architecture[Any] = Architecture(
+    name="qwen3moe",
+    hf_names=("Qwen3MoeForCausalLM",),
+    model_types=("qwen3_moe",),
+    config=Qwen3MoeConfig,
     rules=_rules,
     program=_program,
     prefixes=("model.", ""),

@@ -23,6 +23,7 @@ from azquant.conversion.naming import check_version, output_path
 from azquant.conversion.plan import CONVERT_TYPES, Plan, make_plan
 from azquant.conversion.recipe import get_target
 from azquant.conversion.report import ConversionReport, Coverage, TensorRow
+from azquant.conversion.stack import StackedSource
 from azquant.conversion.tokenizer import tokenizer_proof
 from azquant.conversion.write import pieces
 from azquant.cpu import num_threads
@@ -134,7 +135,7 @@ def convert(
             hf_config,
             architecture.name,
             wanted,
-            plan.parameters,
+            plan.size_label,
             checkpoint.format,
             version=version,
             base_model=adapter.base_model if adapter else "",
@@ -246,7 +247,11 @@ def _coverage(plan: Plan, architecture: Architecture[Any], checkpoint: Checkpoin
     used: Counter[str] = Counter()
     for item in plan.tensors:
         if item.source is not None:
-            parts = item.source.parts if isinstance(item.source, StackedTensor) else (item.source,)
+            parts = (
+                item.source.parts
+                if isinstance(item.source, (StackedTensor, StackedSource))
+                else (item.source,)
+            )
             used.update(part.name for part in parts)
     left_out = []
     for name, tensor in checkpoint.tensors.items():

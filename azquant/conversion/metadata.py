@@ -32,7 +32,8 @@ from azquant.gguf import MetadataValue, ValueType, keys
 
 __all__ = ["general_metadata", "model_card", "size_label", "source_metadata"]
 
-_SIZE = re.compile(r"\d+(\.\d+)?[KMBT]", re.IGNORECASE)
+_SIZE = re.compile(r"(A|\d+x)?\d+(\.\d+)?[KMBT]", re.IGNORECASE)
+_SIZE_OF_MIXTURE = re.compile(r"A\d.*|\d+x.*", re.IGNORECASE)  # active weights; experts x weights
 _VERSION = re.compile(r"v\d+(\.\d+)*", re.IGNORECASE)
 _CARD_LIMIT = 1 << 20
 _LICENSES = {"license": keys.LICENSE, "license_name": keys.LICENSE_NAME, "license_link": keys.LICENSE_LINK}
@@ -57,7 +58,7 @@ def general_metadata(
     config: Mapping[str, Any],
     architecture: str,
     target: Target,
-    parameters: int,
+    size: str,
     source_format: str,
     *,
     version: str | None = None,
@@ -66,6 +67,7 @@ def general_metadata(
     """What stands before the architecture's own keys, and what follows them.
 
     ``folder`` gives the name (unless ``config`` has a model id in ``_name_or_path``) and the model card.
+    ``size`` is the :func:`size_label`; a mixture's gives way to one in its name (8x7B, 30B-A3B).
     ``version`` overrules the one that the name shows. ``base_model`` is what an adapter was trained on; else
     the card says it.
     """
@@ -81,7 +83,7 @@ def general_metadata(
         keys.TYPE: keys.string("model"),
         keys.NAME: keys.string(name),
         **{key: keys.string(value) for key, value in parts.items()},
-        keys.SIZE_LABEL: keys.string(size_label(parameters)),
+        keys.SIZE_LABEL: keys.string(_mixture_size(model_id, size)),
     }
     card = model_card(folder / "README.md")
     for entry, key in _FROM_CARD.items():
@@ -149,13 +151,23 @@ def source_metadata(files: Sequence[Path], hashes: Sequence[str]) -> dict[str, M
     }
 
 
-def size_label(parameters: int) -> str:
-    """A parameter count as GGUF names write it, two digits at least: ``"134M"``, ``"5.9M"``, ``"260K"``."""
+def _mixture_size(model_id: str, size: str) -> str:
+    named = [piece for piece in model_id.split("-")[1:] if _SIZE.fullmatch(piece)]
+    if "x" not in size or not any(_SIZE_OF_MIXTURE.fullmatch(piece) for piece in named):
+        return size
+    return "-".join(piece[:-1] + piece[-1].upper() for piece in named)
+
+
+def size_label(parameters: int, experts: int = 0) -> str:
+    """A parameter count as GGUF names write it, two digits at least: ``"134M"``, ``"5.9M"``, ``"260K"``.
+
+    With ``experts``, ``parameters`` are those outside them and of one, and their number leads: ``"8x13B"``.
+    """
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
     unit, suffix = next((row for row in units if parameters > row[0]), (1e3, "K"))
     count = parameters / unit
     whole = len(str(round(count))) if round(count) else 0
-    return f"{count:.{max(0, 2 - whole)}f}{suffix}"
+    return f"{f'{experts}x' if experts else ''}{count:.{max(0, 2 - whole)}f}{suffix}"
 
 
 def model_card(path: Path) -> dict[str, list[str]]:

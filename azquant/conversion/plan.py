@@ -26,7 +26,9 @@ from azquant.architectures.base import (
 )
 from azquant.checkpoint import Checkpoint, LazyTensor
 from azquant.conversion.lora import Adapter, MergedTensor
+from azquant.conversion.metadata import size_label
 from azquant.conversion.recipe import TARGETS, Choice, Model, Target, Weight, choose_types
+from azquant.conversion.stack import StackedSource
 from azquant.errors import ConversionError
 from azquant.gguf import TensorSpec, keys
 from azquant.types import GGMLType
@@ -36,7 +38,7 @@ __all__ = ["CONVERT_TYPES", "Plan", "PlannedTensor", "block_warnings", "make_pla
 CONVERT_TYPES = tuple(TARGETS)
 """What :func:`azquant.convert` makes."""
 
-Source = LazyTensor | MergedTensor
+Source = LazyTensor | MergedTensor | StackedSource
 
 _FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 _COMPARE_ELEMENTS = 1 << 20
@@ -71,6 +73,12 @@ class Plan:
     def parameters(self) -> int:
         """Weights in the file."""
         return sum(prod(item.rule.shape) for item in self.tensors)
+
+    @property
+    def size_label(self) -> str:
+        """Weights as GGUF names say it: experts are counted once, and their number stands before."""
+        once = sum(prod(item.rule.shape) // (len(item.rule.parts) or 1) for item in self.tensors)
+        return size_label(once, max((len(item.rule.parts) for item in self.tensors), default=0))
 
 
 def make_plan(
@@ -128,12 +136,14 @@ def make_plan(
             if not rule.transform.values:
                 continue
         else:
-            source = sources.get(rule.source)
-            used.add(rule.source)
-            if source is None:
-                shown = rule.source if rule is head else prefix + rule.source
-                raise ConversionError(f"tensor {shown} is missing from {_files(checkpoint)}")
-            _check_source(rule, source, architecture, checkpoint)
+            parts = rule.parts or (rule.source,)
+            used.update(parts)
+            for part in parts:
+                if part not in sources:
+                    shown = part if rule is head else prefix + part
+                    raise ConversionError(f"tensor {shown} is missing from {_files(checkpoint)}")
+                _check_source(rule, sources[part], architecture, checkpoint)
+            source = sources[rule.source] if not rule.parts else _stacked(rule, sources, prefix)
         matched.append((rule, source))
 
     left = [name for name in tensors if name not in used and not architecture.is_harmless(name)]
@@ -153,6 +163,11 @@ def make_plan(
         for rule, source in matched
     )
     return Plan(planned, tuple(warnings), tuple(notes))
+
+
+def _stacked(rule: TensorRule, sources: Mapping[str, Source], prefix: str) -> StackedSource:
+    parts = [sources[name] for name in rule.parts]
+    return StackedSource(prefix + rule.source, [p for p in parts if not isinstance(p, StackedSource)])
 
 
 def _turns(transform: Transform) -> bool:
@@ -207,7 +222,7 @@ def _equal(a: Source, b: Source) -> bool:
 def _check_source(
     rule: TensorRule, source: Source, architecture: Architecture[Any], checkpoint: Checkpoint
 ) -> None:
-    expected = rule.transform.source_shape(rule.shape)
+    expected = rule.shape[1:] if rule.parts else rule.transform.source_shape(rule.shape)
     if tuple(source.shape) != expected:
         config: Mapping[str, Any] = checkpoint.config or {}
         sizes = ", ".join(f"{key}={config[key]}" for key in architecture.hf_sizes if key in config)

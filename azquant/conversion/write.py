@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from azquant.architectures.base import Keep, Transpose
+from azquant.architectures.base import Keep, TensorRule, Transpose
 from azquant.conversion.plan import PlannedTensor, Source
+from azquant.conversion.stack import StackedSource
 from azquant.errors import NonFiniteError
 from azquant.gguf import Piece
 from azquant.ops import encode_rows
@@ -33,10 +34,11 @@ def pieces(item: PlannedTensor) -> Iterator[Piece]:
         whole = 4 * prod(rule.shape) if isinstance(rule.transform, Transpose) else 0
         yield Piece(item.spec.nbytes, partial(encoded_bands, item), working + whole)
         return
-    row_bytes = item.spec.nbytes // rule.shape[0]
-    step = _rows_at_once(rule.shape)
-    for first in range(0, rule.shape[0], step):
-        last = min(first + step, rule.shape[0])
+    rows = source.shape[0]
+    row_bytes = item.spec.nbytes // rows
+    step = _rows_at_once(rule)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
         make = partial(_encoded, item, source.read_f32, first, last)
         yield Piece((last - first) * row_bytes, make, working)
 
@@ -50,13 +52,13 @@ def encoded_bands(item: PlannedTensor) -> Iterator[NDArray[np.uint8]]:
     # A Constant asks nothing of its source.
     source: Any = item.source
     first = 0
-    for band in item.rule.transform.bands(source, _rows_at_once(item.rule.shape)):
+    for band in item.rule.transform.bands(source, _rows_at_once(item.rule)):
         yield _encoded_band(item, band, first)
         first += band.shape[0]
 
 
-def _rows_at_once(shape: Sequence[int]) -> int:
-    return max(1, BAND_ELEMENTS // max(1, prod(shape[1:])))
+def _rows_at_once(rule: TensorRule) -> int:
+    return max(1, BAND_ELEMENTS // max(1, rule.row_elements))
 
 
 def _encoded(
@@ -68,7 +70,7 @@ def _encoded(
 def _encoded_band(item: PlannedTensor, band: NDArray[np.float32], first: int) -> NDArray[np.uint8]:
     """The bytes of a band that begins at ``first`` along the tensor's first axis."""
     columns = item.rule.shape[-1]
-    first_row = first * (prod(item.rule.shape[1:-1]) if band.ndim > 1 else 0)
+    first_row = first * (prod(band.shape[1:-1]) if band.ndim > 1 else 0)
     try:
         matrix = band.reshape(-1, columns) if band.ndim > 1 else band.reshape(1, -1)
         return encode_rows(matrix, item.type, tensor=item.rule.name, first_row=first_row)
@@ -81,14 +83,15 @@ def _explain(error: NonFiniteError, item: PlannedTensor) -> NonFiniteError:
     source = item.source
     if source is None:
         return error
-    found = _first_non_finite(source)
-    if found is None:  # finite there, but too large for the type
+    parts: tuple[Source, ...] = source.parts if isinstance(source, StackedSource) else (source,)
+    broken = next(((part, *found) for part in parts if (found := _first_non_finite(part))), None)
+    if broken is None:  # finite there, but too large for the type
         return NonFiniteError(
             f"{error} (from {source.name} of {source.file}), or convert to f32 or bf16",
             index=error.index,
             tensor=error.tensor,
         )
-    flat, value = found
+    source, flat, value = broken
     index = [int(i) for i in np.unravel_index(flat, source.shape)]
     return NonFiniteError(
         f"tensor {source.name} of {source.file} holds {value} at index {index}: such a weight cannot be "

@@ -126,7 +126,7 @@ class Model:
         self._spec = architecture.program(self.config, self._weights)
         self._n_ctx = self.context_length if n_ctx is None else min(int(n_ctx), self.context_length)
         self._n_seq = n_seq
-        multiplied = [op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None]
+        multiplied = [matrix for op in self._spec.ops for matrix in op.matrices]
         packed = [] if compute == "fp32" else multiplied
         asked = n_ctx is not None or n_seq is not None
         self._memory = self._needs(packed)
@@ -172,9 +172,16 @@ class Model:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept."""
-        matrices = {id(op.w): op.w for op in self._spec.ops if op.kind == "linear" and op.w is not None}
-        return sum(matrix.packed_bytes() or matrix.data_bytes for matrix in matrices.values())
+        """Bytes of weights that one decode step reads: every matrix it multiplies with, as it is kept.
+
+        Of experts as many as one token takes.
+        """
+        sizes: dict[int, float] = {}
+        for op in self._spec.ops:
+            for i, matrix in enumerate(op.matrices):
+                share = op.n_used / len(op.experts) if i else 1.0  # experts come after their router
+                sizes[id(matrix)] = share * (matrix.packed_bytes() or matrix.data_bytes)
+        return round(sum(sizes.values()))
 
     @property
     def context_length(self) -> int:

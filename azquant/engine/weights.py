@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class FileWeights:
     def __init__(self, file: GGUFFile) -> None:
         self._tensors = file.tensors
         self._path = file.path
-        self._matrices: dict[str, QTensor] = {}
+        self._matrices: dict[str, tuple[QTensor, ...]] = {}
 
     def _tensor(self, name: str, dimensions: int) -> QTensor:
         found = self._tensors.get(name)
@@ -45,8 +46,16 @@ class FileWeights:
     def matrix(self, name: str) -> Any:
         """A two-dimensional tensor, as the backend's matrix. Raises ModelError when it is missing."""
         if name not in self._matrices:
-            self._matrices[name] = self._tensor(name, 2)
-        return self._matrices[name].matrix
+            self._matrices[name] = (self._tensor(name, 2),)
+        return self._matrices[name][0].matrix
+
+    def experts(self, name: str) -> tuple[Any, ...]:
+        """A three-dimensional tensor, as a matrix for each expert. Raises ModelError when it is missing."""
+        if name not in self._matrices:
+            stacked = self._tensor(name, 3)
+            each = stacked.data.reshape(stacked.shape[0], -1)
+            self._matrices[name] = tuple(QTensor(data, stacked.shape[1:], stacked.type) for data in each)
+        return tuple(tensor.matrix for tensor in self._matrices[name])
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A one-dimensional tensor as float32. Raises ModelError when it is missing."""
@@ -62,21 +71,24 @@ class FileWeights:
             Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING
         )
 
+    def _all(self) -> Iterator[QTensor]:
+        return chain.from_iterable(self._matrices.values())
+
     def names(self) -> dict[int, str]:
         """The tensor's name for each matrix that was asked for, by the ``id`` of the backend's object."""
-        return {id(tensor.matrix): name for name, tensor in self._matrices.items()}
+        return {id(tensor.matrix): name for name, held in self._matrices.items() for tensor in held}
 
     def running_bytes(self, packed: Sequence[Any]) -> int:
         """Bytes that all matrices take, these packed and the others read in place."""
         chosen = {id(matrix): matrix for matrix in packed}
-        others = [t for t in self._matrices.values() if id(t.matrix) not in chosen]
+        others = [t for t in self._all() if id(t.matrix) not in chosen]
         sizes: list[int] = [matrix.pack_bytes or matrix.data_bytes for matrix in chosen.values()]
         return sum(sizes) + sum(tensor.nbytes for tensor in others)
 
     def pack(self, chosen: Sequence[Any], beside: Callable[[], None] | None = None) -> None:
         """Packs these matrices. ``beside`` is called meanwhile: packing needs none of Python."""
         wanted = set(map(id, chosen))
-        tensors = [tensor for tensor in self._matrices.values() if id(tensor.matrix) in wanted]
+        tensors = [tensor for tensor in self._all() if id(tensor.matrix) in wanted]
         failures: list[BaseException] = []
         alone = threading.Event()
 

@@ -76,10 +76,12 @@ def collect_imatrix(
     file. ``progress(done, total)`` is told the windows.
 
     Raises what :func:`azquant.load` raises, ArgumentError for a text shorter than one window, ModelError for
-    activations that are not finite.
+    activations that are not finite and for mixtures of experts.
     """
     if not isinstance(model, Model):
         model = load(model)
+    if any(op.experts for op in model._spec.ops):
+        raise ModelError(f"{model.path}: importances of experts cannot be measured yet; use llama-imatrix")
     windows = cut(model, text_tokens(model, text), n_ctx, chunks)
     taps = _tap(model._spec, model._weights.names())
     width = taps.spec.n_vocab

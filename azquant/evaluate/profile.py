@@ -71,8 +71,12 @@ def profile(
         wall, seconds = sorted(runs[1:], key=lambda run: run[0])[repeats // 2]
         found: dict[str, list[float]] = {}
         for op, spent in zip(session.ops, seconds.tolist(), strict=True):
-            shape = op.w.shape if op.kind == "linear" and op.w is not None else None
-            kind = op.kind if shape is None else f"linear {shape[0]} x {shape[1]}"
+            kind = op.kind
+            if op.kind == "linear" and op.w is not None:
+                kind = f"linear {op.w.shape[0]} x {op.w.shape[1]}"
+            elif op.experts:
+                inner, width = op.experts[0][0].shape
+                kind = f"experts {op.n_used} of {len(op.experts)}, {inner} x {width}"
             found.setdefault(kind, []).append(spent)
         ops = [OpTime(kind, len(spent), sum(spent)) for kind, spent in found.items()]
         return StepProfile(name, wall, tuple(sorted(ops, key=lambda op: -op.seconds)))

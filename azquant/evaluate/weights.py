@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,7 +130,7 @@ class _CheckpointTensor:
 
     def bands(self) -> Iterator[Floats]:
         rule = self.item.rule
-        rows = max(1, BAND // max(1, prod(rule.shape[1:])))
+        rows = max(1, BAND // max(1, rule.row_elements))
         source: Any = self.item.source  # a Constant asks nothing of its source
         yield from rule.transform.bands(source, rows)
 

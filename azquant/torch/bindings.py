@@ -49,7 +49,13 @@ def model_config(module: nn.Module) -> tuple[dict[str, Any], Architecture[Any], 
             f"{architecture.name} models cannot be filled from GGUF files or written to them here, only "
             f"{', '.join(_KNOWN)}; convert the checkpoint instead"
         )
-    return values, architecture, architecture.config.from_hf(values)
+    config = architecture.config.from_hf(values)
+    if getattr(config, "experts", None) is not None:
+        raise ConversionError(
+            "mixtures of experts cannot be filled from GGUF files or written to them here; "
+            "convert the checkpoint instead"
+        )
+    return values, architecture, config
 
 
 def bindings(module: nn.Module, architecture: Architecture[Any], config: Any) -> dict[str, Binding]:

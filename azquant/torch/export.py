@@ -134,7 +134,7 @@ def save_gguf(
         metadata, files = _folder_metadata(Path(folder), architecture, config, target, plan)
     else:
         before, after = general_metadata(
-            Path(path).with_suffix(""), values, architecture.name, target, plan.parameters, "transformers"
+            Path(path).with_suffix(""), values, architecture.name, target, plan.size_label, "transformers"
         )
         metadata = {**before, **config.metadata(), **after}
     items = {item.rule.name: item for item in plan.tensors}
@@ -251,7 +251,7 @@ def _folder_metadata(
             )
         where = folder if folder.is_dir() else folder.parent
         before, after = general_metadata(
-            where, checkpoint.config, architecture.name, target, plan.parameters, checkpoint.format
+            where, checkpoint.config, architecture.name, target, plan.size_label, checkpoint.format
         )
         tokenizer = tokenizer_metadata(where, config.vocab_size, checkpoint.config)
         hashes = source_metadata(checkpoint.files, file_hashes(checkpoint.files))

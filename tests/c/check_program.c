@@ -1,12 +1,12 @@
-/* A two-layer model with every kind of op, run whole, in chunks, in company and by several threads: the same
- * bits each time. What the ops compute is held against NumPy in tests/test_program.py. */
+/* Two-layer models, one with experts, with every kind of op, run whole, in chunks, in company and by several threads:
+ * the same bits each time. What the ops compute is held against NumPy in tests/test_program.py. */
 #include "check.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { VOCAB = 50, WIDTH = 64, HEADS = 4, KV_HEADS = 2, DIM = 16, FFN = 96, CONTEXT = 40, LAYERS = 2, TOKENS = 23 };
-enum { QKV = (HEADS + 2 * KV_HEADS) * DIM };
+enum { QKV = (HEADS + 2 * KV_HEADS) * DIM, EXPERTS = 5, CHOSEN = 2, INNER = 40 };
 
 typedef struct {
     azq_matrix *w;
@@ -14,12 +14,14 @@ typedef struct {
     uint8_t *blocks;
 } weight;
 
-enum { EMBEDDING, POSITIONS, WQKV, WO, W_UP, W_GATE, W_DOWN, HEAD, N_WEIGHTS };
+enum { EMBEDDING, POSITIONS, WQKV, WO, W_UP, W_GATE, W_DOWN, HEAD, ROUTER, OF_EXPERTS };
+enum { N_WEIGHTS = OF_EXPERTS + 3 * EXPERTS };
 
 typedef struct {
     weight weights[N_WEIGHTS];
+    azq_matrix *experts[3 * EXPERTS];
     float ones[WIDTH], bias[QKV], frequencies[DIM / 2];
-    azq_op ops[LAYERS * 12 + 4];
+    azq_op ops[LAYERS * 14 + 4];
     int n_ops;
 } model;
 
@@ -34,9 +36,10 @@ static weight weight_new(random_state *r, int type, int64_t n, int64_t k) {
     return made;
 }
 
-enum { X, NORMED, TRIPLE, ATTENDED, UP, GATE, LAST, LOGITS, N_BUFFERS };
-static const azq_buffer BUFFERS[N_BUFFERS] = {{WIDTH, 0}, {WIDTH, 0}, {QKV, 0},   {WIDTH, 0},
-                                              {FFN, 0},   {FFN, 0},   {WIDTH, 1}, {VOCAB, 1}};
+enum { X, NORMED, TRIPLE, ATTENDED, UP, GATE, LAST, LOGITS, WORK, N_BUFFERS };
+static const azq_buffer BUFFERS[N_BUFFERS] = {
+    {WIDTH, 0}, {WIDTH, 0}, {QKV, 0},   {WIDTH, 0}, {FFN, 0},
+    {FFN, 0},   {WIDTH, 1}, {VOCAB, 1}, {EXPERTS + CHOSEN * (2 * INNER + WIDTH), 0}};
 
 static azq_op *add(model *m, azq_op_kind kind, int32_t out, int32_t a, int64_t width) {
     azq_op *op = &m->ops[m->n_ops++];
@@ -50,7 +53,20 @@ static azq_op *add_linear(model *m, int32_t out, int32_t a, int which) {
     return op;
 }
 
-static model *model_new(void) {
+static void add_experts(model *m) {
+    azq_op *op = add(m, AZQ_OP_RMS_NORM, NORMED, X, WIDTH);
+    op->vec0 = m->ones;
+    op = add(m, AZQ_OP_EXPERTS, X, NORMED, WIDTH);
+    op->b = X;
+    op->w = m->weights[ROUTER].w;
+    op->n_expert = EXPERTS;
+    op->n_used = CHOSEN;
+    op->work = WORK;
+    op->activation = AZQ_ACT_SILU;
+    op->experts = m->experts;
+}
+
+static model *model_new(int experts) {
     random_state r = {500};
     model *m = calloc(1, sizeof *m);
     const int q4 = AZQ_TYPE_Q4_0;
@@ -62,6 +78,13 @@ static model *model_new(void) {
     m->weights[W_GATE] = weight_new(&r, AZQ_TYPE_F16, FFN, WIDTH);
     m->weights[W_DOWN] = weight_new(&r, q4, WIDTH, FFN);
     m->weights[HEAD] = weight_new(&r, AZQ_TYPE_Q8_0, VOCAB, WIDTH);
+    random_state more = {501}; /* the other weights stay what they were without these */
+    m->weights[ROUTER] = weight_new(&more, AZQ_TYPE_F32, EXPERTS, WIDTH);
+    for (int i = 0; i < 3 * EXPERTS; i++) { /* gate and up of 4 bits; 40 is no whole number of blocks for down */
+        weight *w = &m->weights[OF_EXPERTS + i];
+        *w = i % 3 < 2 ? weight_new(&more, q4, INNER, WIDTH) : weight_new(&more, AZQ_TYPE_F16, WIDTH, INNER);
+        m->experts[i] = w->w;
+    }
     for (int i = 0; i < WIDTH; i++) {
         m->ones[i] = 1.0f + random_float(&r) * 0.1f;
     }
@@ -105,6 +128,9 @@ static model *model_new(void) {
         op->b = UP;
         op->activation = AZQ_ACT_SILU;
         add_linear(m, X, GATE, W_DOWN)->b = X;
+        if (experts) {
+            add_experts(m);
+        }
     }
     add(m, AZQ_OP_SELECT, LAST, X, WIDTH);
     add_linear(m, LOGITS, LAST, HEAD);
@@ -155,7 +181,7 @@ static int run(const model *m, int compute, int kv_type, int chunk, int company,
 }
 
 float *program_logits(int compute, int kv_type, size_t *bytes) {
-    model *m = model_new();
+    model *m = model_new(0);
     float *logits = input_new(TOKENS * VOCAB, sizeof *logits, 0);
     *bytes = TOKENS * VOCAB * sizeof *logits;
     memset(logits, 0, *bytes);
@@ -263,6 +289,36 @@ static void check_bad_programs(model *m) {
     BAD(select, out, NORMED);
     BAD(select, a, LAST);
     BAD(last, out_col, 1);
+    enum { EXPERTS_AT = 13 };
+    BAD(EXPERTS_AT, w, NULL);
+    BAD(EXPERTS_AT, w, m->weights[WO].w);
+    BAD(EXPERTS_AT, width, WIDTH - 1);
+    BAD(EXPERTS_AT, a, X);
+    BAD(EXPERTS_AT, a, LAST);
+    BAD(EXPERTS_AT, a_col, 1);
+    BAD(EXPERTS_AT, b, LOGITS);
+    BAD(EXPERTS_AT, n_expert, 0);
+    BAD(EXPERTS_AT, n_expert, EXPERTS - 1);
+    BAD(EXPERTS_AT, n_expert, AZQ_MAX_EXPERTS + 1);
+    BAD(EXPERTS_AT, n_used, 0);
+    BAD(EXPERTS_AT, n_used, CHOSEN + 1);
+    BAD(EXPERTS_AT, n_used, EXPERTS + 1);
+    BAD(EXPERTS_AT, work, -1);
+    BAD(EXPERTS_AT, work, N_BUFFERS);
+    BAD(EXPERTS_AT, work, NORMED);
+    BAD(EXPERTS_AT, work, X);
+    BAD(EXPERTS_AT, work, UP);
+    BAD(EXPERTS_AT, work, LAST);
+    BAD(EXPERTS_AT, activation, 9);
+    BAD(EXPERTS_AT, experts, NULL);
+    for (int i = 0; i < 3 * EXPERTS; i += 7) { /* a gate, an up, a down */
+        azq_matrix *kept = m->experts[i];
+        m->experts[i] = NULL;
+        BAD(EXPERTS_AT, out, X);
+        m->experts[i] = m->weights[W_UP].w;
+        BAD(EXPERTS_AT, out, X);
+        m->experts[i] = kept;
+    }
 #undef BAD
     azq_buffer buffers[N_BUFFERS];
     memcpy(buffers, BUFFERS, sizeof buffers);
@@ -274,25 +330,27 @@ void check_programs(const char *isa) {
     enum { BYTES = TOKENS * VOCAB * sizeof(float) };
     static const int chunks[] = {1, 2, 7, 8, 9, TOKENS};
     group_begin(isa, "programs");
-    model *m = model_new();
     float *want = input_new(TOKENS * VOCAB, sizeof *want, 0), *got = input_new(TOKENS * VOCAB, sizeof *got, 0);
-    for (int compute = AZQ_COMPUTE_INT8; compute <= AZQ_COMPUTE_FP32; compute++) {
-        for (int kv_type = AZQ_TYPE_F32; kv_type <= AZQ_TYPE_F16; kv_type++) {
-            azq_threads_set(1);
-            azq_isa_use("scalar");
-            expect(run(m, compute, kv_type, TOKENS, 0, want), "the scalar run");
-            azq_isa_use(isa);
-            for (int i = 0; i < 48; i++) {
-                int threads = i % 4 + 1, chunk = chunks[i / 4 % 6], company = i / 24;
-                azq_threads_set(threads);
-                memset(got, 0, BYTES);
-                expect(run(m, compute, kv_type, chunk, company, got) && memcmp(got, want, BYTES) == 0,
-                       "compute %d, cache type %d, chunks of %d, %d threads, company %d: other bits", compute, kv_type,
-                       chunk, threads, company);
-            }
+    for (int way = 0; way < 8; way++) {
+        const int compute = way & 1 ? AZQ_COMPUTE_FP32 : AZQ_COMPUTE_INT8;
+        const int kv_type = way & 2 ? AZQ_TYPE_F16 : AZQ_TYPE_F32;
+        model *m = model_new(way & 4);
+        azq_threads_set(1);
+        azq_isa_use("scalar");
+        expect(run(m, compute, kv_type, TOKENS, 0, want), "the scalar run");
+        azq_isa_use(isa);
+        for (int i = 0; i < 48; i++) {
+            int threads = i % 4 + 1, chunk = chunks[i / 4 % 6], company = i / 24;
+            azq_threads_set(threads);
+            memset(got, 0, BYTES);
+            expect(run(m, compute, kv_type, chunk, company, got) && memcmp(got, want, BYTES) == 0,
+                   "compute %d, cache type %d, chunks of %d, %d threads, company %d, experts %d: other bits", compute,
+                   kv_type, chunk, threads, company, way & 4);
         }
+        model_free(m);
     }
     azq_threads_set(1);
+    model *m = model_new(1);
     check_step_arguments(m);
     check_bad_programs(m);
     model_free(m);

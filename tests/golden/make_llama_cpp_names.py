@@ -54,6 +54,7 @@ OLD_KEYS = {
 # Parts of tensor names, for each model whose config has a flag that the converter ignores.
 IGNORED = {
     "llama": "rope_freqs",  # original_max_position_embeddings, where it is part of rope_parameters
+    "mixtral one of eight": "rope_freqs",
     "gpt2": "attn_qkv",  # scale_attn_by_inverse_layer_idx
     "gemma2": "attn_q.",  # query_pre_attn_scalar
     "gemma3": "attn_q_norm",
