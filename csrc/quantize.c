@@ -99,6 +99,7 @@ enum {
     PIECE = 1024,              /* elements quantized at once, whole blocks of every type; they stay in the first cache */
     STREAMED_BYTES = 16 << 20, /* results this large leave no room in a cache for themselves: they are made */
     HELD_BYTES = 16384,        /* in so much of it and stored past it, which saves reading what is overwritten */
+    DEQUANTIZE_PIECE = 256,    /* no more floats than a processor takes on while the next are made: 1024 cost a third */
 };
 
 static void copy_past_cache(uint8_t *to, const uint8_t *from, size_t bytes) {
@@ -122,6 +123,7 @@ typedef struct {
     const geometry *block;
     const float *importance;
     azq_quantize_row_fn *row;
+    azq_quantize_checked_row_fn *checked_row;   /* NULL with importance, or where there is none */
     azq_quantize_weighted_row_fn *weighted_row; /* NULL without importance, or where it changes nothing */
     azq_find_bad_fn *find_bad;
     _Atomic int64_t bad; /* smallest offending index so far */
@@ -131,6 +133,9 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Quantizes n elements; the index of the first that the type cannot hold, or -1. */
 static int64_t quantize_piece(const quantize_job *job, const float *x, uint8_t *blocks, int64_t n) {
+    if (job->checked_row && job->checked_row(x, blocks, n)) {
+        return -1;
+    }
     int scaled = job->block->scale[0] >= 0;
     int64_t bad = job->find_bad(x, n, scaled ? AZQ_ORDINARY : INFINITY);
     int large = scaled && bad >= 0;
@@ -213,6 +218,7 @@ azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t
         .block = block,
         .importance = importance,
         .row = kernels->quantize_row[type],
+        .checked_row = weighted_row ? NULL : kernels->quantize_checked_row[type],
         .weighted_row = weighted_row,
         .find_bad = kernels->find_bad,
         .bad = INT64_MAX,
@@ -228,6 +234,7 @@ azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t
 
 typedef struct {
     int64_t elements, per_task;
+    int streamed;
     const uint8_t *blocks;
     float *y;
     const geometry *block;
@@ -237,9 +244,20 @@ typedef struct {
 static void dequantize_task(void *context, int64_t task, int worker) {
     (void)worker;
     const dequantize_job *job = context;
-    int64_t first = task * job->per_task;
-    job->row(job->blocks + first / job->block->elements * job->block->bytes, job->y + first,
-             smaller(job->per_task, job->elements - first));
+    int64_t at = task * job->per_task, end = smaller(at + job->per_task, job->elements);
+    if (!job->streamed) {
+        job->row(job->blocks + at / job->block->elements * job->block->bytes, job->y + at, end - at);
+        return;
+    }
+    float held[DEQUANTIZE_PIECE];
+    for (int64_t n; at < end; at += n) {
+        n = smaller(DEQUANTIZE_PIECE, end - at);
+        job->row(job->blocks + at / job->block->elements * job->block->bytes, held, n);
+        copy_past_cache((uint8_t *)(job->y + at), (const uint8_t *)held, (size_t)n * sizeof *held);
+    }
+#if AZQ_X86
+    _mm_sfence(); /* before another thread hears that the task is done */
+#endif
 }
 
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y) {
@@ -259,6 +277,7 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
     dequantize_job job = {
         .elements = rows * k,
         .per_task = ELEMENTS_PER_TASK,
+        .streamed = rows * k * (int64_t)sizeof *y >= STREAMED_BYTES,
         .blocks = src,
         .y = y,
         .block = block,
