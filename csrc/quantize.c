@@ -96,6 +96,7 @@ static int64_t find_overflow(const geometry *block, const uint8_t *blocks, const
 
 enum {
     ELEMENTS_PER_TASK = 65536, /* so that a task outweighs handing it out */
+    ELEMENTS_PER_HUGE_PAGE = (2 << 20) / sizeof(float), /* where two threads meet, one waits */
     PIECE = 1024,              /* elements quantized at once, whole blocks of every type; they stay in the first cache */
     STREAMED_BYTES = 16 << 20, /* results this large leave no room in a cache for themselves: they are made */
     HELD_BYTES = 16384,        /* in so much of it and stored past it, which saves reading what is overwritten */
@@ -274,10 +275,12 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
     if (!src || !y) {
         return AZQ_E_NULL;
     }
+    int streamed = AZQ_X86 && rows * k * (int64_t)sizeof *y >= STREAMED_BYTES;
+    int enough_pages = rows * k / ELEMENTS_PER_HUGE_PAGE >= 4 * azq_threads(); /* to share them out evenly */
     dequantize_job job = {
         .elements = rows * k,
-        .per_task = ELEMENTS_PER_TASK,
-        .streamed = rows * k * (int64_t)sizeof *y >= STREAMED_BYTES,
+        .per_task = streamed && enough_pages ? ELEMENTS_PER_HUGE_PAGE : ELEMENTS_PER_TASK,
+        .streamed = streamed,
         .blocks = src,
         .y = y,
         .block = block,

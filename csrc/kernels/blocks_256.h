@@ -23,9 +23,10 @@ AZQ_INLINE __m256i pack_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
 
 /* While one block is quantized, a later one of the tensor is fetched. */
 AZQ_INLINE void fetch_ahead(const float *x) {
-    enum { AHEAD = 4096 };
-    _mm_prefetch((const char *)(x + AHEAD), _MM_HINT_T0);
-    _mm_prefetch((const char *)(x + AHEAD + 16), _MM_HINT_T0);
+    enum { AHEAD = 16384, LINE = 64 };
+    uintptr_t at = (uintptr_t)x + AHEAD; /* which may lie behind the tensor */
+    _mm_prefetch((const char *)at, _MM_HINT_T0);
+    _mm_prefetch((const char *)(at + LINE), _MM_HINT_T0);
 }
 
 /* Of eight registers, one a block: the largest lane of each. */
@@ -63,7 +64,7 @@ static int64_t find_bad(const float *x, int64_t n, float limit) {
     return -1;
 }
 
-/* What quantizers that check need not look at closer: scales of it are finite in fp16. */
+/* Weights and scales below this make fp16 scales that are finite, with room to spare. */
 #define AZQ_UNSUSPICIOUS 32768.0f
 
 /* One block as the definition has it, whatever its numbers. */
@@ -306,7 +307,7 @@ static int quantize_checked_q8_0(const float *x, void *blocks, int64_t k) {
 
 static void quantize_q8_0(const float *x, void *blocks, int64_t k) { (void)quantize_checked_q8_0(x, blocks, k); }
 
-/* Largest magnitude as an integer, which orders infinity and NaN above all else. */
+/* The largest magnitude as an integer, which orders infinity and NaN above all else. */
 AZQ_INLINE int all_finite(__m256i largest) {
     return !_mm256_movemask_epi8(_mm256_cmpgt_epi32(largest, _mm256_set1_epi32(0x7f7fffff)));
 }

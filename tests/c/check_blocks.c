@@ -1,4 +1,5 @@
-/* Rows of blocks: quantize_row, quantize_checked_row, dequantize_row, find_bad, quantize_act against the scalar kernels. */
+/* Rows of blocks: quantize_row, quantize_checked_row, dequantize_row, find_bad, quantize_act against the scalar
+ * kernels. */
 #include "check.h"
 #include <math.h>
 #include <stdlib.h>
@@ -81,7 +82,8 @@ static void check_quantize_checked_row(const azq_kernel_slots *slots, int type, 
                 guarded want = guarded_new((size_t)row_bytes, 0);
                 definition()->quantize_row[type](x, want.data, k);
                 int checked = slots->quantize_checked_row[type](x, got.data, k);
-                expect(checked || !ordinary, "type %d, k %d, pattern %d: ordinary weights refused", type, (int)k, pattern);
+                expect(checked || !ordinary, "type %d, k %d, pattern %d: ordinary weights refused", type, (int)k,
+                       pattern);
                 expect(!checked || memcmp(got.data, want.data, (size_t)row_bytes) == 0,
                        "type %d, k %d, pattern %d: other bytes", type, (int)k, pattern);
                 expect(guarded_intact(&got), "type %d, k %d: wrote outside", type, (int)k);
