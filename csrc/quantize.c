@@ -100,7 +100,6 @@ enum {
     PIECE = 1024,              /* elements quantized at once, whole blocks of every type; they stay in the first cache */
     STREAMED_BYTES = 16 << 20, /* results this large leave no room in a cache for themselves: they are made */
     HELD_BYTES = 16384,        /* in so much of it and stored past it, which saves reading what is overwritten */
-    DEQUANTIZE_PIECE = 256,    /* no more floats than a processor takes on while the next are made: 1024 cost a third */
 };
 
 static void copy_past_cache(uint8_t *to, const uint8_t *from, size_t bytes) {
@@ -235,7 +234,6 @@ azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t
 
 typedef struct {
     int64_t elements, per_task;
-    int streamed;
     const uint8_t *blocks;
     float *y;
     const geometry *block;
@@ -245,20 +243,9 @@ typedef struct {
 static void dequantize_task(void *context, int64_t task, int worker) {
     (void)worker;
     const dequantize_job *job = context;
-    int64_t at = task * job->per_task, end = smaller(at + job->per_task, job->elements);
-    if (!job->streamed) {
-        job->row(job->blocks + at / job->block->elements * job->block->bytes, job->y + at, end - at);
-        return;
-    }
-    float held[DEQUANTIZE_PIECE];
-    for (int64_t n; at < end; at += n) {
-        n = smaller(DEQUANTIZE_PIECE, end - at);
-        job->row(job->blocks + at / job->block->elements * job->block->bytes, held, n);
-        copy_past_cache((uint8_t *)(job->y + at), (const uint8_t *)held, (size_t)n * sizeof *held);
-    }
-#if AZQ_X86
-    _mm_sfence(); /* before another thread hears that the task is done */
-#endif
+    int64_t first = task * job->per_task;
+    job->row(job->blocks + first / job->block->elements * job->block->bytes, job->y + first,
+             smaller(job->per_task, job->elements - first));
 }
 
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y) {
@@ -275,12 +262,10 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
     if (!src || !y) {
         return AZQ_E_NULL;
     }
-    int streamed = AZQ_X86 && rows * k * (int64_t)sizeof *y >= STREAMED_BYTES;
     int enough_pages = rows * k / ELEMENTS_PER_HUGE_PAGE >= 4 * azq_threads(); /* to share them out evenly */
     dequantize_job job = {
         .elements = rows * k,
-        .per_task = streamed && enough_pages ? ELEMENTS_PER_HUGE_PAGE : ELEMENTS_PER_TASK,
-        .streamed = streamed,
+        .per_task = enough_pages ? ELEMENTS_PER_HUGE_PAGE : ELEMENTS_PER_TASK,
         .blocks = src,
         .y = y,
         .block = block,
