@@ -69,6 +69,9 @@ enum { AZQ_TILE_ROWS = 16, AZQ_TILE_K = 32, AZQ_TILE = AZQ_TILE_ROWS * AZQ_TILE_
 /* ---- signatures ------------------------------------------------------------------------------- */
 
 typedef void azq_quantize_row_fn(const float *x /* (k) */, void *blocks, int64_t k);
+/* The same for tensors not looked at before: true when every x is finite and every fp16 scale, too. Where one is not,
+ * and in case of doubt, it returns false and the blocks may be anything. */
+typedef int azq_quantize_checked_row_fn(const float *x /* (k) */, void *blocks, int64_t k);
 /* importance (k): how much each column's error counts; see azq_quantize. */
 typedef void azq_quantize_weighted_row_fn(const float *x /* (k) */, const float *importance, void *blocks, int64_t k);
 typedef void azq_dequantize_row_fn(const void *blocks, float *y /* (k) */, int64_t k);
@@ -157,6 +160,7 @@ typedef int64_t azq_peak_fn(int64_t rounds);
 
 typedef struct {
     azq_quantize_row_fn *quantize_row[AZQ_TYPE_COUNT];
+    azq_quantize_checked_row_fn *quantize_checked_row[AZQ_TYPE_COUNT]; /* NULL where nothing is gained */
     azq_quantize_weighted_row_fn *quantize_weighted_row[AZQ_TYPE_COUNT];
     azq_dequantize_row_fn *dequantize_row[AZQ_TYPE_COUNT];
     azq_find_bad_fn *find_bad;

@@ -96,6 +96,7 @@ static int64_t find_overflow(const geometry *block, const uint8_t *blocks, const
 
 enum {
     ELEMENTS_PER_TASK = 65536, /* so that a task outweighs handing it out */
+    ELEMENTS_PER_HUGE_PAGE = (2 << 20) / sizeof(float), /* where two threads meet, one waits */
     PIECE = 1024,              /* elements quantized at once, whole blocks of every type; they stay in the first cache */
     STREAMED_BYTES = 16 << 20, /* results this large leave no room in a cache for themselves: they are made */
     HELD_BYTES = 16384,        /* in so much of it and stored past it, which saves reading what is overwritten */
@@ -122,6 +123,7 @@ typedef struct {
     const geometry *block;
     const float *importance;
     azq_quantize_row_fn *row;
+    azq_quantize_checked_row_fn *checked_row;   /* NULL with importance, or where there is none */
     azq_quantize_weighted_row_fn *weighted_row; /* NULL without importance, or where it changes nothing */
     azq_find_bad_fn *find_bad;
     _Atomic int64_t bad; /* smallest offending index so far */
@@ -131,6 +133,9 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Quantizes n elements; the index of the first that the type cannot hold, or -1. */
 static int64_t quantize_piece(const quantize_job *job, const float *x, uint8_t *blocks, int64_t n) {
+    if (job->checked_row && job->checked_row(x, blocks, n)) {
+        return -1;
+    }
     int scaled = job->block->scale[0] >= 0;
     int64_t bad = job->find_bad(x, n, scaled ? AZQ_ORDINARY : INFINITY);
     int large = scaled && bad >= 0;
@@ -213,6 +218,7 @@ azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t
         .block = block,
         .importance = importance,
         .row = kernels->quantize_row[type],
+        .checked_row = weighted_row ? NULL : kernels->quantize_checked_row[type],
         .weighted_row = weighted_row,
         .find_bad = kernels->find_bad,
         .bad = INT64_MAX,
@@ -256,9 +262,10 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
     if (!src || !y) {
         return AZQ_E_NULL;
     }
+    int enough_pages = rows * k / ELEMENTS_PER_HUGE_PAGE >= 4 * azq_threads(); /* to share them out evenly */
     dequantize_job job = {
         .elements = rows * k,
-        .per_task = ELEMENTS_PER_TASK,
+        .per_task = enough_pages ? ELEMENTS_PER_HUGE_PAGE : ELEMENTS_PER_TASK,
         .blocks = src,
         .y = y,
         .block = block,

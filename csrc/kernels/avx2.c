@@ -49,163 +49,7 @@ AZQ_INLINE vf v_scale(vf p, vf n) {
 #include "vec.h"
 #include "attend_types.h"
 
-AZQ_INLINE __m256 loadf(const float *p) { return _mm256_loadu_ps(p); }
-AZQ_INLINE __m256 abs8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-AZQ_INLINE float max_lane(__m256 x) {
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-/* The low bytes of 4 x 8 dwords, in order. */
-AZQ_INLINE __m256i pack_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
-    const __m256i low = _mm256_set1_epi32(0xff);
-    __m256i ab = _mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
-    __m256i cd = _mm256_packus_epi32(_mm256_and_si256(c, low), _mm256_and_si256(d, low));
-    __m256i bytes = _mm256_packus_epi16(ab, cd); /* per 128-bit half: 4 of each */
-    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
-/* ---- quantize ------------------------------------------------------------------------------------ */
-
-static void quantize_q4_0(const float *x, void *blocks, int64_t k) {
-    azq_block_q4_0 *y = blocks;
-    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, x += AZQ_QK4_0) {
-        __m256 v[4];
-        __m256 most = _mm256_setzero_ps();
-        for (int i = 0; i < 4; i++) {
-            v[i] = loadf(x + 8 * i);
-            most = _mm256_max_ps(abs8(v[i]), most);
-        }
-        float amax = max_lane(most);
-        /* The sign of the first element that reaches amax: compare, then the lowest set bit. */
-        uint32_t reach = 0, negative = 0;
-        __m256 target = _mm256_set1_ps(amax);
-        for (int i = 0; i < 4; i++) {
-            reach |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(abs8(v[i]), target, _CMP_EQ_OQ)) << 8 * i;
-            negative |= (uint32_t)_mm256_movemask_ps(v[i]) << 8 * i;
-        }
-        float max = amax > 0.0f && (negative & (reach & (~reach + 1u))) ? -amax : amax;
-        float d = max / -8.0f;
-        float id = d != 0.0f ? 1.0f / d : 0.0f;
-        y[b].d = azq_f32_to_f16(d);
-        __m256i q[4];
-        for (int i = 0; i < 4; i++) {
-            __m256 t = _mm256_add_ps(_mm256_mul_ps(v[i], _mm256_set1_ps(id)), _mm256_set1_ps(8.5f));
-            q[i] = _mm256_min_epi32(_mm256_cvttps_epi32(t), _mm256_set1_epi32(15));
-        }
-        __m256i bytes = pack_bytes(q[0], q[1], q[2], q[3]);
-        __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
-        _mm_storeu_si128((__m128i *)y[b].qs, _mm_or_si128(low, _mm_slli_epi16(high, 4)));
-    }
-}
-
-static void quantize_q8_0(const float *x, void *blocks, int64_t k) {
-    azq_block_q8_0 *y = blocks;
-    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, x += AZQ_QK8_0) {
-        __m256 v[4];
-        __m256 most = _mm256_setzero_ps();
-        for (int i = 0; i < 4; i++) {
-            v[i] = loadf(x + 8 * i);
-            most = _mm256_max_ps(abs8(v[i]), most);
-        }
-        float d = max_lane(most) / 127.0f;
-        float id = d != 0.0f ? 1.0f / d : 0.0f;
-        y[b].d = azq_f32_to_f16(d);
-        __m256i q[4];
-        for (int i = 0; i < 4; i++) {
-            /* Half away from zero: add the float just below 0.5 with the sign of x, then truncate. */
-            __m256 t = _mm256_mul_ps(v[i], _mm256_set1_ps(id));
-            __m256 half = _mm256_or_ps(_mm256_and_ps(t, _mm256_set1_ps(-0.0f)), _mm256_set1_ps(0x1.fffffep-2f));
-            q[i] = _mm256_cvttps_epi32(_mm256_add_ps(t, half));
-        }
-        _mm256_storeu_si256((__m256i *)y[b].qs, pack_bytes(q[0], q[1], q[2], q[3]));
-    }
-}
-
-static void quantize_f16(const float *x, void *blocks, int64_t k) {
-    uint16_t *y = blocks;
-    int64_t i = 0;
-    for (; i + 8 <= k; i += 8) {
-        _mm_storeu_si128((__m128i *)(y + i), _mm256_cvtps_ph(loadf(x + i), _MM_FROUND_TO_NEAREST_INT));
-    }
-    for (; i < k; i++) {
-        y[i] = azq_f32_to_f16(x[i]);
-    }
-}
-
-static int64_t find_bad(const float *x, int64_t n, float limit) {
-    __m256 bound = _mm256_set1_ps(limit);
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        __m256 good = _mm256_and_ps(_mm256_and_ps(_mm256_cmp_ps(abs8(loadf(x + i)), bound, _CMP_LT_OQ),
-                                                  _mm256_cmp_ps(abs8(loadf(x + i + 8)), bound, _CMP_LT_OQ)),
-                                    _mm256_and_ps(_mm256_cmp_ps(abs8(loadf(x + i + 16)), bound, _CMP_LT_OQ),
-                                                  _mm256_cmp_ps(abs8(loadf(x + i + 24)), bound, _CMP_LT_OQ)));
-        if (_mm256_movemask_ps(good) != 0xff) {
-            break;
-        }
-    }
-    for (; i < n; i++) {
-        if (!(fabsf(x[i]) < limit)) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-/* ---- dequantize ---------------------------------------------------------------------------------- */
-
-AZQ_INLINE void store_scaled(float *y, __m128i bytes, __m256 d) {
-    _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), d));
-}
-
-static void dequantize_q4_0(const void *blocks, float *y, int64_t k) {
-    const azq_block_q4_0 *x = blocks;
-    const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-    for (int64_t b = 0; b < k / AZQ_QK4_0; b++, y += AZQ_QK4_0) {
-        __m256 d = _mm256_set1_ps(azq_f16_to_f32(x[b].d));
-        __m128i q = _mm_loadu_si128((const __m128i *)x[b].qs);
-        __m128i low = _mm_sub_epi8(_mm_and_si128(q, mask), eight);
-        __m128i high = _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(q, 4), mask), eight);
-        store_scaled(y, low, d);
-        store_scaled(y + 8, _mm_srli_si128(low, 8), d);
-        store_scaled(y + 16, high, d);
-        store_scaled(y + 24, _mm_srli_si128(high, 8), d);
-    }
-}
-
-static void dequantize_q8_0(const void *blocks, float *y, int64_t k) {
-    const azq_block_q8_0 *x = blocks;
-    for (int64_t b = 0; b < k / AZQ_QK8_0; b++, y += AZQ_QK8_0) {
-        __m256 d = _mm256_set1_ps(azq_f16_to_f32(x[b].d));
-        for (int i = 0; i < 4; i++) {
-            store_scaled(y + 8 * i, _mm_loadl_epi64((const __m128i *)(x[b].qs + 8 * i)), d);
-        }
-    }
-}
-
-static void dequantize_f16(const void *blocks, float *y, int64_t k) {
-    const uint16_t *x = blocks;
-    int64_t i = 0;
-    for (; i + 8 <= k; i += 8) {
-        _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
-    }
-    for (; i < k; i++) {
-        y[i] = azq_f16_to_f32(x[i]);
-    }
-}
-
-static void dequantize_bf16(const void *blocks, float *y, int64_t k) {
-    const uint16_t *x = blocks;
-    int64_t i = 0;
-    for (; i + 8 <= k; i += 8) {
-        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(x + i)));
-        _mm256_storeu_ps(y + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
-    }
-    for (; i < k; i++) {
-        y[i] = azq_bf16_to_f32(x[i]);
-    }
-}
+#include "blocks_256.h"
 
 /* ---- int8 matmul --------------------------------------------------------------------------------- */
 
@@ -380,8 +224,13 @@ const azq_kernels azq_kernels_avx2 = {
     .slots =
         {
             .quantize_row = {[AZQ_TYPE_F16] = quantize_f16,
+                             [AZQ_TYPE_BF16] = quantize_bf16,
                              [AZQ_TYPE_Q4_0] = quantize_q4_0,
                              [AZQ_TYPE_Q8_0] = quantize_q8_0},
+            .quantize_checked_row = {[AZQ_TYPE_F16] = quantize_checked_f16,
+                                     [AZQ_TYPE_BF16] = quantize_checked_bf16,
+                                     [AZQ_TYPE_Q4_0] = quantize_checked_q4_0,
+                                     [AZQ_TYPE_Q8_0] = quantize_checked_q8_0},
             .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,
                                [AZQ_TYPE_BF16] = dequantize_bf16,
                                [AZQ_TYPE_Q4_0] = dequantize_q4_0,

@@ -271,6 +271,21 @@ static int64_t find_bad(const float *x, int64_t n, float limit) {
     return -1;
 }
 
+/* Below this scales are finite in fp16: none exceeds twice the largest magnitude. */
+#define AZQ_UNSUSPICIOUS 32752.0f
+#define AZQ_CHECKED(type, limit)                                                        \
+    static int quantize_checked_##type(const float *x, void *blocks, int64_t k) {       \
+        if (find_bad(x, k, limit) >= 0) {                                               \
+            return 0;                                                                   \
+        }                                                                               \
+        quantize_##type(x, blocks, k);                                                  \
+        return 1;                                                                       \
+    }
+AZQ_CHECKED(f16, INFINITY)
+AZQ_CHECKED(bf16, INFINITY)
+AZQ_CHECKED(q4_0, AZQ_UNSUSPICIOUS)
+AZQ_CHECKED(q8_0, AZQ_UNSUSPICIOUS)
+
 static void dequantize_q4_0(const void *blocks, float *y, int64_t k) {
     const azq_block_q4_0 *x = blocks;
     const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
@@ -311,6 +326,10 @@ static void dequantize_f16(const void *blocks, float *y, int64_t k) {
                      [AZQ_TYPE_BF16] = quantize_bf16,                                           \
                      [AZQ_TYPE_Q4_0] = quantize_q4_0,                                           \
                      [AZQ_TYPE_Q8_0] = quantize_q8_0},                                          \
+    .quantize_checked_row = {[AZQ_TYPE_F16] = quantize_checked_f16,                             \
+                             [AZQ_TYPE_BF16] = quantize_checked_bf16,                           \
+                             [AZQ_TYPE_Q4_0] = quantize_checked_q4_0,                           \
+                             [AZQ_TYPE_Q8_0] = quantize_checked_q8_0},                          \
     .dequantize_row = {[AZQ_TYPE_F16] = dequantize_f16,                                         \
                        [AZQ_TYPE_Q4_0] = dequantize_q4_0,                                       \
                        [AZQ_TYPE_Q8_0] = dequantize_q8_0},                                      \

@@ -1,4 +1,5 @@
-/* Rows of blocks: quantize_row, dequantize_row, find_bad, quantize_act against the scalar kernels. */
+/* Rows of blocks: quantize_row, quantize_checked_row, dequantize_row, find_bad, quantize_act against the scalar
+ * kernels. */
 #include "check.h"
 #include <math.h>
 #include <stdlib.h>
@@ -57,6 +58,51 @@ static void check_quantize_row(const azq_kernel_slots *slots, int type, int roun
         }
     }
     DRIVES_TYPE(quantize_row, type);
+}
+
+/* As quantize_row where it returns true: always for ordinary weights, never with a number that a scale or a plain
+ * number has no room for. */
+static void check_quantize_checked_row(const azq_kernel_slots *slots, int type, int rounds) {
+    random_state r = {(uint64_t)type + 150};
+    int64_t elements = block_elements(type);
+    int plain = elements == 1;
+    for (int round = 0; round < rounds * 3; round++) {
+        for (int i = 0; i < row_lengths(elements); i++) {
+            int64_t k = row_length(elements, i), row_bytes = azq_row_bytes(type, k);
+            for (int pattern = 0; pattern < PATTERNS; pattern++) {
+                int64_t offset = random_below(&r, 8);
+                float *x = input_new(k, sizeof *x, offset);
+                fill(&r, pattern, x, k);
+                int finite = 1, ordinary = 1;
+                for (int64_t j = 0; j < k; j++) {
+                    finite &= fabsf(x[j]) < (plain ? INFINITY : 65520.0f);
+                    ordinary &= fabsf(x[j]) < (plain ? INFINITY : 8192.0f);
+                }
+                guarded got = guarded_new((size_t)row_bytes, (size_t)(4 * random_below(&r, 16)));
+                guarded want = guarded_new((size_t)row_bytes, 0);
+                definition()->quantize_row[type](x, want.data, k);
+                int checked = slots->quantize_checked_row[type](x, got.data, k);
+                expect(checked || !ordinary, "type %d, k %d, pattern %d: ordinary weights refused", type, (int)k,
+                       pattern);
+                expect(!checked || memcmp(got.data, want.data, (size_t)row_bytes) == 0,
+                       "type %d, k %d, pattern %d: other bytes", type, (int)k, pattern);
+                expect(guarded_intact(&got), "type %d, k %d: wrote outside", type, (int)k);
+                static const float too_large[] = {NAN, -NAN, INFINITY, -INFINITY, 1e9f, -1e9f};
+                for (int trial = 0; trial < 4 && k > 0 && finite; trial++) {
+                    int64_t at = random_below(&r, k);
+                    float before = x[at];
+                    x[at] = too_large[random_below(&r, plain ? 4 : 6)];
+                    expect(!slots->quantize_checked_row[type](x, got.data, k), "type %d, k %d: %g at %d not seen", type,
+                           (int)k, (double)x[at], (int)at);
+                    x[at] = before;
+                }
+                guarded_free(&got);
+                guarded_free(&want);
+                input_free(x, sizeof *x, offset);
+            }
+        }
+    }
+    DRIVES_TYPE(quantize_checked_row, type);
 }
 
 /* The group of the largest weight sets its super-block's scale, wherever it stands and whatever its sign. All ISAs
@@ -260,6 +306,13 @@ void check_blocks(const char *isa, const azq_kernel_slots *slots, int rounds) {
         }
     }
     check_strongest_group(slots);
+    group_end();
+    group_begin(isa, "quantize_checked_row");
+    for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
+        if (slots->quantize_checked_row[type]) {
+            check_quantize_checked_row(slots, type, rounds);
+        }
+    }
     group_end();
     group_begin(isa, "quantize_weighted_row");
     for (int type = 0; type < AZQ_TYPE_COUNT; type++) {
