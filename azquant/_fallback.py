@@ -17,7 +17,7 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from azquant._fallback_blocks import INT8, Matrix, dequantize, known_type, quantize
+from azquant._fallback_blocks import INT8, Matrix, dequantize, known_type, quantize, quantize_turned
 from azquant._fallback_program import KVCache, Program
 from azquant.errors import ArgumentError, ShapeError, UnsupportedTypeError
 
@@ -37,6 +37,7 @@ __all__ = [
     "peak_bf16",
     "peak_int8",
     "quantize",
+    "quantize_turned",
     "refusals",
     "scan_strings",
     "set_threads",

@@ -41,6 +41,7 @@ __all__ = [
     "peak_bf16",
     "peak_int8",
     "quantize",
+    "quantize_turned",
     "refusals",
     "scan_strings",
     "set_threads",
@@ -258,6 +259,24 @@ def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes
         raise NonFiniteError(f"element {bad[0]} cannot be represented", index=int(bad[0]))
     check(status, "quantize")
     return out
+
+
+def quantize_turned(type_id: int, x: Floats, out: Bytes, at: int) -> None:
+    """x (k, n) float32, contiguous -> its columns' blocks, from byte ``at`` of each row of out (n, bytes).
+
+    Raises NonFiniteError, without an index.
+    """
+    k, n = x.shape
+    row_bytes = lib.azq_row_bytes(type_id, k)
+    if row_bytes < 0:
+        raise ShapeError(f"columns of {k} elements are no whole number of blocks")
+    if at < 0 or out.shape[0] != n or at + row_bytes > out.shape[1]:
+        raise InternalError(f"columns of {row_bytes} bytes given for rows {out.shape} from byte {at}")
+    place = _bytes(out) + at
+    status = lib.azq_quantize_turned(type_id, _floats(x), k, n, place, out.shape[1])
+    if status in (lib.AZQ_E_NONFINITE, lib.AZQ_E_RANGE):
+        raise NonFiniteError("an element cannot be represented", index=-1)
+    check(status, "quantize")
 
 
 def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:

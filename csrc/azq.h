@@ -65,6 +65,10 @@ azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void 
 azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t k, const float *importance,
                                  void *dst, int64_t *bad_index);
 
+/* x (k, n) fp32 -> the blocks of its transpose: each of dst's n rows, dst_row_bytes apart, gets azq_row_bytes(type, k)
+ * bytes. Bytes and errors are azq_quantize's, without an index. */
+azq_status azq_quantize_turned(int type, const float *x, int64_t k, int64_t n, void *dst, int64_t dst_row_bytes);
+
 /* src (rows, azq_row_bytes(type, k)) -> y (rows, k) fp32. */
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y);
 
