@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,6 +35,7 @@ __all__ = [
     "choice",
     "dequantize",
     "isas",
+    "join_strings",
     "matmul_packed",
     "pack",
     "pack_all",
@@ -52,6 +55,7 @@ __all__ = [
     "use_isa",
     "use_team",
     "vocabulary_cuts",
+    "vocabulary_merges",
 ]
 
 NAME = "c"
@@ -214,29 +218,61 @@ def scan_strings(
     )
 
 
+def join_strings(
+    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, *, halves: bool
+) -> bytes | None:
+    """``count`` GGUF strings from ``offset`` on, a zero byte after each.
+
+    With ``halves`` also in place of each one's first space, its first byte aside. ``None`` where a string has
+    a zero byte, or no such space, or passes ``end``.
+    """
+    out = ffi.new("uint8_t[]", max(0, end - offset) + 1)
+    source = ffi.from_buffer(buffer)
+    size = lib.azq_gguf_join(source, min(end, len(buffer)), offset, count, byte_order == ">", halves, out)
+    return None if size < 0 else bytes(ffi.buffer(out, size))
+
+
+def _cuts(tokens: Sequence[str]) -> tuple[Any, int]:
+    """Of :func:`vocabulary_cuts`: the C array, and how many there are."""
+    texts = [token.encode("utf-8", "surrogatepass") for token in tokens]  # a cut in a character finds nothing
+    text, ends = b"".join(texts), array("q", accumulate(map(len, texts)))
+    seed = int.from_bytes(os.urandom(8), "little")
+    found, capacity = ffi.new("int64_t *", 2 * len(texts)), -1
+    while found[0] > capacity:
+        capacity = found[0]
+        cuts = ffi.new("int32_t[]", 3 * capacity)
+        status = lib.azq_vocabulary_cuts(
+            ffi.from_buffer("uint8_t[]", text),
+            ffi.from_buffer("int64_t[]", ends),
+            len(texts),
+            seed,
+            cuts,
+            capacity,
+            found,
+        )
+        check(status, "cutting tokens")
+    return cuts, int(found[0])
+
+
 def vocabulary_cuts(tokens: Sequence[str]) -> Ints:
     """Every way to cut one of ``tokens``, all different, into two others: (token, left, right), int32 (n, 3).
 
     In the order of the tokens, and of a token's cuts from left to right.
     """
-    texts = [token.encode("utf-8", "surrogatepass") for token in tokens]  # a cut in a character finds nothing
-    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    seed = int.from_bytes(os.urandom(8), "little")
-    found = ffi.new("int64_t *", 2 * len(texts))
-    cuts = np.empty((0, 3), np.int32)
-    while found[0] > len(cuts):
-        cuts = np.empty((found[0], 3), np.int32)
-        status = lib.azq_vocabulary_cuts(
-            ffi.from_buffer("uint8_t[]", b"".join(texts)),
-            ffi.from_buffer("int64_t[]", ends),
-            len(texts),
-            seed,
-            ffi.from_buffer("int32_t[]", cuts),
-            len(cuts),
-            found,
-        )
-        check(status, "cutting tokens")
-    return cuts[: found[0]]
+    cuts, n = _cuts(tokens)
+    return np.frombuffer(ffi.buffer(cuts, 12 * n), np.int32).reshape(n, 3)
+
+
+def vocabulary_merges(tokens: Sequence[str], scores: Sequence[float]) -> tuple[list[int], list[int]]:
+    """The left and the right tokens of :func:`vocabulary_cuts`, the token with the highest score first.
+
+    Of equals those with the lowest left token come first, then the lowest right one; NaN comes last.
+    """
+    cuts, n = _cuts(tokens)
+    numbers = array("d", scores)
+    check(lib.azq_vocabulary_sort(cuts, n, ffi.from_buffer("double[]", numbers)), "sorting cuts of tokens")
+    flat: list[int] = ffi.unpack(cuts, 3 * n)
+    return flat[1::3], flat[2::3]
 
 
 # ---- rows of blocks ----------------------------------------------------------------------------------

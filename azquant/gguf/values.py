@@ -84,6 +84,10 @@ _DECODED_TOGETHER = 4096
 """Strings of an array: enough to be quick, and few enough to stay in the cache."""
 
 
+_MANY = 64
+"""Strings from which on they are decoded together."""
+
+
 class Malformed(Exception):
     """Bytes that break the format. Internal: the caller, who knows the path, makes a GGUFError of it."""
 
@@ -262,9 +266,32 @@ class GGUFArray(Sequence[Any]):
             return items
         return self._strings(indices) if self.element_type is ValueType.STRING else self._arrays(indices)
 
+    def halves(self) -> list[tuple[str, str]] | None:
+        """Each string divided at its first space, its first character aside; ``None`` where one has no such
+        space, or holds a zero byte or what is not UTF-8.
+        """
+        flat = self._joined(halves=True) if self.element_type is ValueType.STRING else None
+        return None if flat is None else list(zip(flat[::2], flat[1::2], strict=True))
+
+    def _joined(self, *, halves: bool) -> list[str] | None:
+        """All strings, or all halves, decoded in one go."""
+        from azquant._backend import kernels
+
+        joined: bytes | None = kernels().join_strings(
+            self._buffer, ARRAY_HEAD, self._count, self._order, self._stop, halves=halves
+        )
+        try:
+            return None if joined is None else joined.decode().split("\0")[:-1]
+        except UnicodeDecodeError:
+            return None
+
     def _strings(self, indices: Sequence[int]) -> list[str]:
+        if len(indices) == self._count >= _MANY and isinstance(indices, range) and indices.step == 1:
+            joined = self._joined(halves=False)
+            if joined is not None:
+                return joined
         starts = self._index()
-        if not isinstance(indices, range) or indices.step != 1 or len(indices) < 64:
+        if not isinstance(indices, range) or indices.step != 1 or len(indices) < _MANY:
             buffer = self._buffer
             return [
                 str(buffer[int(starts[i]) + 8 : int(starts[i + 1])], "utf-8", "surrogateescape")
