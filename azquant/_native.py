@@ -10,11 +10,9 @@ import threading
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.errors import (
     ArgumentError,
     InternalError,
@@ -60,9 +58,12 @@ __all__ = [
 
 NAME = "c"
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes: TypeAlias = npt.NDArray[np.uint8]
+    Floats: TypeAlias = npt.NDArray[np.float32]
+    Ints: TypeAlias = npt.NDArray[np.int32]
 
 COMPUTE = {
     "auto": lib.AZQ_COMPUTE_AUTO,
@@ -112,12 +113,12 @@ def check(status: int, what: str) -> None:
         raise_status(status, what)
 
 
-def _floats(array: Floats) -> Any:
-    return ffi.from_buffer("float[]", array)
+def _floats(numbers: Floats | array[float] | memoryview[float]) -> Any:
+    return ffi.from_buffer("float[]", numbers)
 
 
-def _bytes(array: Bytes) -> Any:
-    return ffi.from_buffer("uint8_t[]", array)
+def _bytes(data: Bytes | memoryview) -> Any:
+    return ffi.from_buffer("uint8_t[]", data)
 
 
 # ---- processor ---------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
 class Matrix:
     """A weight matrix (n, k) over GGUF bytes, which it keeps alive."""
 
-    def __init__(self, type_id: int, data: Bytes, n: int, k: int) -> None:
+    def __init__(self, type_id: int, data: Bytes | memoryview, n: int, k: int) -> None:
         if data.nbytes != n * lib.azq_row_bytes(type_id, k):
             raise InternalError(f"{data.nbytes} bytes given for a matrix ({n}, {k}) of type {type_id}")
         self.type_id, self.shape, self._data = type_id, (n, k), data
@@ -570,7 +571,7 @@ class Program:
         """One step over the first ``n_tokens`` tokens and ``n_out`` outputs of ``arrays``."""
         if arrays.pointers is None:
             ints = (arrays.tokens, arrays.sequence, arrays.position, arrays.out_rows, arrays.likeliest)
-            arrays.pointers = (*(ffi.from_buffer("int32_t[]", v) for v in ints), _floats(arrays.logits))
+            arrays.pointers = (*(ffi.from_buffer("int32_t[]", v) for v in ints), _floats(arrays.numbers))
         t, s, p, o, likeliest, logits = arrays.pointers
         with self._lock:
             status = lib.azq_program_step(

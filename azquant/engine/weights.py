@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from azquant._backend import kernels
 from azquant.architectures import Architecture
-from azquant.cpu import num_threads
+from azquant.cpu import _prepare, num_threads
 from azquant.errors import ModelError
-from azquant.gguf import GGUFFile
-from azquant.tensor import QTensor, pack_all
+from azquant.gguf import GGUFFile, GGUFTensor
+from azquant.types import GGMLType
+
+if TYPE_CHECKING:
+    from azquant.program import Floats
 
 __all__ = ["FileWeights"]
 
 _TOGETHER = 12 << 20
 """Bytes of tensors that are packed in one go."""
+
+
+class _Tensor:
+    """A matrix of the file. What :class:`azquant.QTensor` is, for bytes that stay where they are, sooner."""
+
+    def __init__(self, found: GGUFTensor) -> None:
+        self._found = found
+
+    @property
+    def type(self) -> GGMLType:
+        """Its type."""
+        return self._found.type
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self._found.nbytes
+
+    @cached_property
+    def matrix(self) -> Any:
+        """The backend's matrix over the file's bytes."""
+        _prepare()
+        rows, columns = self._found.shape
+        return kernels().Matrix(self.type.id, _data(self._found), rows, columns)
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes of the packed copy, 0 before there is one."""
+        return int(self.matrix.packed_bytes())
+
+    def release(self) -> None:
+        """The file's bytes will not be read again soon."""
+        self._found.release()
+
+
+def _data(found: GGUFTensor) -> Any:
+    """A tensor's bytes as the backend takes them: scales are read as numbers of 16 bits."""
+    if kernels().NAME == "numpy":
+        return found.data if found.offset % 2 == 0 else found.data.copy()
+    return found.buffer if found.offset % 2 == 0 else memoryview(bytes(found.buffer))
 
 
 class FileWeights:
@@ -28,9 +70,9 @@ class FileWeights:
     def __init__(self, file: GGUFFile) -> None:
         self._tensors = file.tensors
         self._path = file.path
-        self._matrices: dict[str, QTensor] = {}
+        self._matrices: dict[str, _Tensor] = {}
 
-    def _tensor(self, name: str, dimensions: int) -> QTensor:
+    def _tensor(self, name: str, dimensions: int) -> GGUFTensor:
         found = self._tensors.get(name)
         if found is None:
             raise ModelError(f"{self._path}: tensor {name} is missing")
@@ -40,19 +82,24 @@ class FileWeights:
             )
         if not found.type.can_dequantize:
             raise ModelError(f"{self._path}: tensor {name} is {found.type}, which azquant cannot run yet")
-        return QTensor(found.data, found.shape, found.type)
+        return found
 
     def matrix(self, name: str) -> Any:
         """A two-dimensional tensor, as the backend's matrix. Raises ModelError when it is missing."""
         if name not in self._matrices:
-            self._matrices[name] = self._tensor(name, 2)
+            self._matrices[name] = _Tensor(self._tensor(name, 2))
         return self._matrices[name].matrix
 
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
+    def vector(self, name: str) -> Floats:
         """A one-dimensional tensor as float32. Raises ModelError when it is missing."""
-        return self._tensor(name, 1).dequantize()
+        found = self._tensor(name, 1)
+        if found.type.name == "f32" and kernels().NAME != "numpy":
+            return array("f", found.buffer.tobytes())
+        _prepare()
+        values: Floats = kernels().dequantize(found.type.id, found.data, 1, found.shape[0]).reshape(-1)
+        return values
 
-    def optional_vector(self, name: str) -> npt.NDArray[np.float32] | None:
+    def optional_vector(self, name: str) -> Floats | None:
         """The same, or ``None`` when it is missing."""
         return self.vector(name) if name in self._tensors else None
 
@@ -85,13 +132,13 @@ class FileWeights:
                 for group in _groups(tensors):
                     # Whoever works beside this keeps a processor busy.
                     kernels().threads_here(0 if alone.is_set() else max(1, num_threads() - 1))
-                    pack_all(group)
+                    _pack_all(group)
             except BaseException as error:
                 failures.append(error)
 
         if beside is None:
             for group in _groups(tensors):
-                pack_all(group)
+                _pack_all(group)
             return
         thread = threading.Thread(target=run, name="azquant-pack")
         thread.start()
@@ -104,9 +151,18 @@ class FileWeights:
             raise failures[0]
 
 
-def _groups(tensors: Sequence[QTensor]) -> Iterator[list[QTensor]]:
+def _pack_all(tensors: Sequence[_Tensor]) -> None:
+    """Packs each in one go, for which no other Python thread is waited for; gives back the pages read."""
+    unpacked = [tensor for tensor in tensors if not tensor.packed_nbytes]
+    kernels().pack_all([tensor.matrix for tensor in unpacked])
+    for tensor in unpacked:
+        if tensor.packed_nbytes:
+            tensor.release()
+
+
+def _groups(tensors: Sequence[_Tensor]) -> Iterator[list[_Tensor]]:
     """Some at a time: each group waits once for the interpreter, and is held twice while it is packed."""
-    group: list[QTensor] = []
+    group: list[_Tensor] = []
     for tensor in tensors:
         group.append(tensor)
         if sum(member.nbytes for member in group) >= _TOGETHER:

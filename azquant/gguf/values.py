@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import operator
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.errors import GGUFError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["MAX_DEPTH", "GGUFArray", "Malformed", "Value", "ValueType", "decode_value", "skip_value"]
 
@@ -71,7 +73,6 @@ LETTERS = {
     ValueType.INT64: "q",
     ValueType.FLOAT64: "d",
 }
-_DTYPES = {kind: np.dtype(letter) for kind, letter in LETTERS.items()}
 STRUCTS = {order + letter: struct.Struct(order + letter) for order in "<>" for letter in "bBhHiIqQfd"}
 _ARRAY_HEADS = {order: struct.Struct(order + "IQ") for order in "<>"}
 _SIZES = {kind: struct.calcsize("<" + letter) for kind, letter in LETTERS.items()}
@@ -240,10 +241,10 @@ class GGUFArray(Sequence[Any]):
 
         Bools come as a new array of ``bool``. Raises TypeError for strings and nested arrays.
         """
-        if self.element_type not in _DTYPES:
+        if self.element_type not in LETTERS:
             raise TypeError(f"an array of {self.element_type.name} has no NumPy form; use tolist()")
         order: Literal["<", ">"] = "<" if self._order == "<" else ">"
-        dtype = _DTYPES[self.element_type].newbyteorder(order)
+        dtype = np.dtype(LETTERS[self.element_type]).newbyteorder(order)
         numbers = np.frombuffer(self._buffer, dtype, self._count, ARRAY_HEAD)
         return numbers != 0 if self.element_type is ValueType.BOOL else numbers
 
@@ -256,14 +257,21 @@ class GGUFArray(Sequence[Any]):
         return f"<GGUFArray of {self._count} {self.element_type.name}>"
 
     def _decode(self, indices: Sequence[int]) -> list[Any]:
-        if self.element_type in _DTYPES:
+        if self.element_type in LETTERS:
+            if self._order == "<" and sys.byteorder == "little" and self.element_type is not ValueType.BOOL:
+                view: Any = self._buffer[ARRAY_HEAD:]
+                view = view.cast(LETTERS[self.element_type])
+                if len(indices) == self._count and isinstance(indices, range) and indices.step == 1:
+                    items: list[Any] = view.tolist()
+                    return items
+                return [view[i] for i in indices]
             numbers = self.to_numpy()
             if isinstance(indices, range) and indices.step == 1:
                 chosen = numbers[indices.start : indices.stop]
             else:
                 chosen = numbers[list(indices)]
-            items: list[Any] = chosen.tolist()
-            return items
+            decoded: list[Any] = chosen.tolist()
+            return decoded
         return self._strings(indices) if self.element_type is ValueType.STRING else self._arrays(indices)
 
     def halves(self) -> list[tuple[str, str]] | None:
