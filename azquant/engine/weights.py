@@ -13,10 +13,10 @@ from azquant.architectures import Architecture
 from azquant.cpu import _prepare, num_threads
 from azquant.errors import ModelError
 from azquant.gguf import GGUFFile, GGUFTensor
-from azquant.types import GGMLType
 
 if TYPE_CHECKING:
     from azquant.program import Floats
+    from azquant.types import GGMLType
 
 __all__ = ["FileWeights"]
 
