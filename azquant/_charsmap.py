@@ -10,9 +10,8 @@ Source of the format: builder.cc and normalizer.cc of github.com/google/sentence
 
 from __future__ import annotations
 
+import struct
 from typing import Any
-
-import numpy as np
 
 from azquant.errors import TokenizerError
 
@@ -26,7 +25,7 @@ class Charsmap:
         size = int.from_bytes(data[:4], "little")
         if len(data) < 8 or size % 4 or size < 4 or 4 + size > len(data):
             raise TokenizerError(f"the precompiled charsmap of {len(data)} bytes is cut short or none at all")
-        self._units: list[int] = np.frombuffer(data, "<u4", size // 4, 4).tolist()
+        self._units: list[int] = list(struct.unpack_from(f"<{size // 4}I", data, 4))
         self._replacements = data[4 + size :]
 
     def normalize(self, normalized: Any) -> None:

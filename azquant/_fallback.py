@@ -17,7 +17,7 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from azquant._fallback_blocks import INT8, Matrix, dequantize, known_type, quantize
+from azquant._fallback_blocks import INT8, Matrix, dequantize, known_type, quantize, quantize_turned
 from azquant._fallback_program import KVCache, Program
 from azquant.errors import ArgumentError, ShapeError, UnsupportedTypeError
 
@@ -29,6 +29,7 @@ __all__ = [
     "choice",
     "dequantize",
     "isas",
+    "join_strings",
     "matmul_packed",
     "pack",
     "pack_all",
@@ -37,6 +38,7 @@ __all__ = [
     "peak_bf16",
     "peak_int8",
     "quantize",
+    "quantize_turned",
     "refusals",
     "scan_strings",
     "set_threads",
@@ -47,6 +49,7 @@ __all__ = [
     "use_isa",
     "use_team",
     "vocabulary_cuts",
+    "vocabulary_merges",
 ]
 
 NAME = "numpy"
@@ -151,6 +154,29 @@ def scan_strings(
     return offset
 
 
+def join_strings(
+    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, *, halves: bool
+) -> bytes | None:
+    """``count`` GGUF strings from ``offset`` on, a zero byte after each.
+
+    With ``halves`` also in place of each one's first space, its first byte aside. ``None`` where a string has
+    a zero byte, or no such space, or passes ``end``.
+    """
+    length_at, joined = struct.Struct(byte_order + "Q").unpack_from, bytearray()
+    for _ in range(count):
+        if end - offset < 8:
+            return None
+        start = offset + 8
+        offset = start + length_at(buffer, offset)[0]
+        text = bytes(buffer[start:offset]) if offset <= end else b"\0"
+        space = text.find(b" ", 1) if halves else 0
+        if 0 in text or space < 0:
+            return None
+        joined += text[:space] + b"\0" + text[space + 1 :] if halves else text
+        joined.append(0)
+    return bytes(joined)
+
+
 def vocabulary_cuts(tokens: Sequence[str]) -> npt.NDArray[np.int32]:
     """Every way to cut one of ``tokens``, all different, into two others: (token, left, right), int32 (n, 3).
 
@@ -170,6 +196,16 @@ def vocabulary_cuts(tokens: Sequence[str]) -> npt.NDArray[np.int32]:
         beginnings.append(text)
     cuts.sort(key=itemgetter(0))
     return np.array(cuts, np.int32).reshape(-1, 3)
+
+
+def vocabulary_merges(tokens: Sequence[str], scores: Sequence[float]) -> tuple[list[int], list[int]]:
+    """The left and the right tokens of :func:`vocabulary_cuts`, the token with the highest score first.
+
+    Of equals those with the lowest left token come first, then the lowest right one; NaN comes last.
+    """
+    whole, left, right = vocabulary_cuts(tokens).T
+    best_first = np.lexsort((right, left, -np.asarray(scores, np.float64)[whole]))
+    return left[best_first].tolist(), right[best_first].tolist()
 
 
 # ---- packed weights, in the caller's memory: here the GGUF bytes themselves -----------------------------

@@ -10,7 +10,7 @@ from azquant._fallback_encode import ENCODERS, SCALES_AT, TOO_LARGE
 from azquant.errors import InternalError, NonFiniteError, UnsupportedTypeError
 from azquant.types import GGMLType, type_by_id
 
-__all__ = ["BLOCK", "INT8", "Matrix", "dequantize", "known_type", "quantize"]
+__all__ = ["BLOCK", "INT8", "Matrix", "dequantize", "known_type", "quantize", "quantize_turned"]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -59,6 +59,18 @@ def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes
             index = first * k + bad
             raise NonFiniteError(f"element {index} cannot be represented", index=index)
     return out
+
+
+def quantize_turned(type_id: int, x: Floats, out: Bytes, at: int) -> None:
+    """x (k, n) float32, contiguous -> its columns' blocks, from byte ``at`` of each row of out (n, bytes).
+
+    Raises NonFiniteError, without an index.
+    """
+    try:
+        blocks = quantize(type_id, np.ascontiguousarray(x.T)).reshape(x.shape[1], -1)
+    except NonFiniteError as error:
+        raise NonFiniteError("an element cannot be represented", index=-1) from error
+    out[:, at : at + blocks.shape[1]] = blocks
 
 
 def _find_overflow(found: GGMLType, blocks: Bytes, x: Floats) -> int:

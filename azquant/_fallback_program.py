@@ -296,4 +296,5 @@ class Program:
         ints = (arrays.tokens[:n_tokens], arrays.sequence[:n_tokens], arrays.position[:n_tokens])
         arrays.logits[:n_out] = self.step(kv, compute, *ints, arrays.out_rows[:n_out])
         if choose:
-            arrays.likeliest[:n_out] = arrays.logits[:n_out].argmax(axis=1)
+            likeliest = arrays.logits[:n_out].argmax(axis=1)
+            memoryview(arrays.likeliest)[:n_out] = memoryview(likeliest.astype(np.int32))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.errors import (
     ArgumentError,
     InternalError,
@@ -33,6 +33,7 @@ __all__ = [
     "choice",
     "dequantize",
     "isas",
+    "join_strings",
     "matmul_packed",
     "pack",
     "pack_all",
@@ -41,6 +42,7 @@ __all__ = [
     "peak_bf16",
     "peak_int8",
     "quantize",
+    "quantize_turned",
     "refusals",
     "scan_strings",
     "set_threads",
@@ -51,13 +53,17 @@ __all__ = [
     "use_isa",
     "use_team",
     "vocabulary_cuts",
+    "vocabulary_merges",
 ]
 
 NAME = "c"
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes: TypeAlias = npt.NDArray[np.uint8]
+    Floats: TypeAlias = npt.NDArray[np.float32]
+    Ints: TypeAlias = npt.NDArray[np.int32]
 
 COMPUTE = {
     "auto": lib.AZQ_COMPUTE_AUTO,
@@ -108,12 +114,12 @@ def check(status: int, what: str) -> None:
         raise_status(status, what)
 
 
-def _floats(array: Floats) -> Any:
-    return ffi.from_buffer("float[]", array)
+def _floats(numbers: Floats | array[float] | memoryview[float]) -> Any:
+    return ffi.from_buffer("float[]", numbers)
 
 
-def _bytes(array: Bytes) -> Any:
-    return ffi.from_buffer("uint8_t[]", array)
+def _bytes(data: Bytes | memoryview) -> Any:
+    return ffi.from_buffer("uint8_t[]", data)
 
 
 # ---- processor ---------------------------------------------------------------------------------------
@@ -214,29 +220,61 @@ def scan_strings(
     )
 
 
+def join_strings(
+    buffer: memoryview, offset: int, count: int, byte_order: str, end: int, *, halves: bool
+) -> bytes | None:
+    """``count`` GGUF strings from ``offset`` on, a zero byte after each.
+
+    With ``halves`` also in place of each one's first space, its first byte aside. ``None`` where a string has
+    a zero byte, or no such space, or passes ``end``.
+    """
+    out = ffi.new("uint8_t[]", max(0, end - offset) + 1)
+    source = ffi.from_buffer(buffer)
+    size = lib.azq_gguf_join(source, min(end, len(buffer)), offset, count, byte_order == ">", halves, out)
+    return None if size < 0 else bytes(ffi.buffer(out, size))
+
+
+def _cuts(tokens: Sequence[str]) -> tuple[Any, int]:
+    """Of :func:`vocabulary_cuts`: the C array, and how many there are."""
+    texts = [token.encode("utf-8", "surrogatepass") for token in tokens]  # a cut in a character finds nothing
+    text, ends = b"".join(texts), array("q", accumulate(map(len, texts)))
+    seed = int.from_bytes(os.urandom(8), "little")
+    found, capacity = ffi.new("int64_t *", 2 * len(texts)), -1
+    while found[0] > capacity:
+        capacity = found[0]
+        cuts = ffi.new("int32_t[]", 3 * capacity)
+        status = lib.azq_vocabulary_cuts(
+            ffi.from_buffer("uint8_t[]", text),
+            ffi.from_buffer("int64_t[]", ends),
+            len(texts),
+            seed,
+            cuts,
+            capacity,
+            found,
+        )
+        check(status, "cutting tokens")
+    return cuts, int(found[0])
+
+
 def vocabulary_cuts(tokens: Sequence[str]) -> Ints:
     """Every way to cut one of ``tokens``, all different, into two others: (token, left, right), int32 (n, 3).
 
     In the order of the tokens, and of a token's cuts from left to right.
     """
-    texts = [token.encode("utf-8", "surrogatepass") for token in tokens]  # a cut in a character finds nothing
-    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    seed = int.from_bytes(os.urandom(8), "little")
-    found = ffi.new("int64_t *", 2 * len(texts))
-    cuts = np.empty((0, 3), np.int32)
-    while found[0] > len(cuts):
-        cuts = np.empty((found[0], 3), np.int32)
-        status = lib.azq_vocabulary_cuts(
-            ffi.from_buffer("uint8_t[]", b"".join(texts)),
-            ffi.from_buffer("int64_t[]", ends),
-            len(texts),
-            seed,
-            ffi.from_buffer("int32_t[]", cuts),
-            len(cuts),
-            found,
-        )
-        check(status, "cutting tokens")
-    return cuts[: found[0]]
+    cuts, n = _cuts(tokens)
+    return np.frombuffer(ffi.buffer(cuts, 12 * n), np.int32).reshape(n, 3)
+
+
+def vocabulary_merges(tokens: Sequence[str], scores: Sequence[float]) -> tuple[list[int], list[int]]:
+    """The left and the right tokens of :func:`vocabulary_cuts`, the token with the highest score first.
+
+    Of equals those with the lowest left token come first, then the lowest right one; NaN comes last.
+    """
+    cuts, n = _cuts(tokens)
+    numbers = array("d", scores)
+    check(lib.azq_vocabulary_sort(cuts, n, ffi.from_buffer("double[]", numbers)), "sorting cuts of tokens")
+    flat: list[int] = ffi.unpack(cuts, 3 * n)
+    return flat[1::3], flat[2::3]
 
 
 # ---- rows of blocks ----------------------------------------------------------------------------------
@@ -261,6 +299,24 @@ def quantize(type_id: int, x: Floats, importance: Floats | None = None) -> Bytes
     return out
 
 
+def quantize_turned(type_id: int, x: Floats, out: Bytes, at: int) -> None:
+    """x (k, n) float32, contiguous -> its columns' blocks, from byte ``at`` of each row of out (n, bytes).
+
+    Raises NonFiniteError, without an index.
+    """
+    k, n = x.shape
+    row_bytes = lib.azq_row_bytes(type_id, k)
+    if row_bytes < 0:
+        raise ShapeError(f"columns of {k} elements are no whole number of blocks")
+    if at < 0 or out.shape[0] != n or at + row_bytes > out.shape[1]:
+        raise InternalError(f"columns of {row_bytes} bytes given for rows {out.shape} from byte {at}")
+    place = _bytes(out) + at
+    status = lib.azq_quantize_turned(type_id, _floats(x), k, n, place, out.shape[1])
+    if status in (lib.AZQ_E_NONFINITE, lib.AZQ_E_RANGE):
+        raise NonFiniteError("an element cannot be represented", index=-1)
+    check(status, "quantize")
+
+
 def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
     """data (rows * row_bytes,) -> (rows, k) float32."""
     out = np.empty((rows, k), dtype=np.float32)
@@ -271,7 +327,7 @@ def dequantize(type_id: int, data: Bytes, rows: int, k: int) -> Floats:
 class Matrix:
     """A weight matrix (n, k) over GGUF bytes, which it keeps alive."""
 
-    def __init__(self, type_id: int, data: Bytes, n: int, k: int) -> None:
+    def __init__(self, type_id: int, data: Bytes | memoryview, n: int, k: int) -> None:
         if data.nbytes != n * lib.azq_row_bytes(type_id, k):
             raise InternalError(f"{data.nbytes} bytes given for a matrix ({n}, {k}) of type {type_id}")
         self.type_id, self.shape, self._data = type_id, (n, k), data
@@ -523,7 +579,7 @@ class Program:
         """One step over the first ``n_tokens`` tokens and ``n_out`` outputs of ``arrays``."""
         if arrays.pointers is None:
             ints = (arrays.tokens, arrays.sequence, arrays.position, arrays.out_rows, arrays.likeliest)
-            arrays.pointers = (*(ffi.from_buffer("int32_t[]", v) for v in ints), _floats(arrays.logits))
+            arrays.pointers = (*(ffi.from_buffer("int32_t[]", v) for v in ints), _floats(arrays.numbers))
         t, s, p, o, likeliest, logits = arrays.pointers
         with self._lock:
             status = lib.azq_program_step(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import mmap
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from azquant._lazy import np
 
-__all__ = ["drop_pages"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["drop_pages", "drop_range"]
 
 
 def _mapped(array: npt.NDArray[np.uint8]) -> mmap.mmap | None:
@@ -29,10 +32,16 @@ def drop_pages(array: npt.NDArray[np.uint8]) -> None:
     to an array that is no such view, or where the system cannot do it.
     """
     found = _mapped(array) if array.nbytes and hasattr(mmap, "MADV_DONTNEED") else None
-    if found is None:
+    if found is not None:
+        start = array.ctypes.data - np.frombuffer(found, np.uint8).ctypes.data
+        drop_range(found, start, start + array.nbytes)
+
+
+def drop_range(mapped: object, start: int, stop: int) -> None:
+    """The same of bytes ``start`` to ``stop`` of a file mapped for reading; anything else is left alone."""
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    start = array.ctypes.data - np.frombuffer(found, np.uint8).ctypes.data
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    last = stop // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
-        found.madvise(mmap.MADV_DONTNEED, first, last - first)
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)

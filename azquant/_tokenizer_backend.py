@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from azquant._backend import kernels
 from azquant._charsmap import Charsmap
 from azquant.errors import AzquantError, MissingDependencyError, ModelError, TokenizerError
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VocabularyData",
     "byte_level_backend",
+    "divided",
     "guarded",
     "json_backend",
     "score_merges",
@@ -88,7 +87,7 @@ def _without_charsmap(text: str) -> tuple[str, bytes]:
     return json.dumps(content), base64.b64decode(maps[0]["precompiled_charsmap"])
 
 
-def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: str) -> Tokenizer:
+def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[tuple[str, str]], pre: str) -> Tokenizer:
     """Byte-level BPE with the named pre-tokenizer ``pre``. Raises TokenizerError for an unknown name."""
     package = _package()
     if pre not in NAMED:
@@ -97,10 +96,8 @@ def byte_level_backend(vocabulary: VocabularyData, merges: Sequence[str], pre: s
             f"{', '.join(sorted(NAMED))}), so text cannot be encoded; token ids can be given instead"
         )
     split = NAMED[pre]
-    # As llama.cpp reads them: the first space that is not the first character divides.
-    pairs = [_parts(merge)[::2] if merge[:1] == " " else merge.partition(" ")[::2] for merge in merges]
     model = guarded(
-        lambda: package.models.BPE(vocab=_ids(vocabulary), merges=pairs, ignore_merges=split.ignore_merges),
+        lambda: package.models.BPE(vocab=_ids(vocabulary), merges=merges, ignore_merges=split.ignore_merges),
         "tokenizer.ggml.tokens and tokenizer.ggml.merges",
     )
     backend: Tokenizer = package.Tokenizer(model)
@@ -121,7 +118,7 @@ def sentencepiece_backend(
     model = guarded(
         lambda: package.models.BPE(
             vocab=ids,
-            merges=score_merges(vocabulary, scores, ids),
+            merges=score_merges(vocabulary, scores),
             unk_token=None if unknown is None else vocabulary.tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -197,7 +194,7 @@ def guarded(make: Any, what: str) -> Any:
 
 
 def _ids(vocabulary: VocabularyData) -> dict[str, int]:
-    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     if len(ids) < len(vocabulary.tokens):
         first: dict[str, int] = {}
         for token_id, text in enumerate(vocabulary.tokens):
@@ -208,24 +205,21 @@ def _ids(vocabulary: VocabularyData) -> dict[str, int]:
     return ids
 
 
-def _parts(merge: str) -> tuple[str, str, str]:
-    left, space, right = merge[1:].partition(" ")
-    return merge[:1] + left, space, right
+def divided(merge: str) -> tuple[str, str]:
+    """A merge's two sides, as llama.cpp reads it: the first space that is not the first character divides."""
+    left, _, right = merge[1:].partition(" ")
+    return merge[:1] + left, right
 
 
-def score_merges(
-    vocabulary: VocabularyData, scores: Sequence[float], ids: dict[str, int]
-) -> list[tuple[str, str]]:
+def score_merges(vocabulary: VocabularyData, scores: Sequence[float]) -> list[tuple[str, str]]:
     """SentencePiece's scores as merges: every token split in two, best score first, equal ones by ids."""
     kinds = set(map(int, _TEXT_TYPES))
-    typed = zip(vocabulary.tokens, vocabulary.types, strict=True)
-    of_text = [text for text, kind in typed if kind in kinds]
-    token_ids = np.array([ids[text] for text in of_text], np.int64)
-    whole, left, right = token_ids[kernels().vocabulary_cuts(of_text).T]
-    best_first = np.lexsort((right, left, -np.asarray(scores, np.float64)[whole]))
-    tokens = vocabulary.tokens
-    pairs = zip(left[best_first].tolist(), right[best_first].tolist(), strict=True)
-    return [(tokens[i], tokens[j]) for i, j in pairs]
+    typed = zip(vocabulary.tokens, vocabulary.types, scores, strict=False)  # of scores there may be more
+    chosen = [(text, score) for text, kind, score in typed if kind in kinds]
+    of_text = [text for text, _ in chosen]
+    left, right = kernels().vocabulary_merges(of_text, [score for _, score in chosen])
+    text_of = of_text.__getitem__
+    return list(zip(map(text_of, left), map(text_of, right), strict=True))
 
 
 def _add_tokens(backend: Tokenizer, vocabulary: VocabularyData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from azquant.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from azquant.tensor import QTensor
 from azquant.types import GGMLType, get_type
 
-__all__ = ["COMPUTE_MODES", "dequantize", "encode_rows", "matmul", "quantize"]
+__all__ = ["COMPUTE_MODES", "dequantize", "encode_columns", "encode_rows", "matmul", "quantize"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -82,12 +83,36 @@ def encode_rows(
     the type; ShapeError when K is no whole number of blocks; UnsupportedTypeError.
     """
     encoded = _encode(x, type, tensor, first_row, importance)
-    infinity = {"f16": 0x7C00, "bf16": 0x7F80}.get(type.name)
-    if infinity is not None:
-        overflowed = encoded.view("<u2") & 0x7FFF == infinity
-        if overflowed.any():
-            raise _not_representable(x, int(overflowed.argmax()), type, tensor, first_row)
+    infinite = _infinite(encoded, type)
+    if infinite is not None and infinite.any():
+        raise _not_representable(x, int(infinite.argmax()), type, tensor, first_row)
     return encoded
+
+
+def encode_columns(bands: Iterable[Floats], type: GGMLType, out: npt.NDArray[np.uint8]) -> None:
+    """The transpose of a matrix as the bytes that GGUF stores, one row of ``out`` for each column.
+
+    ``bands`` are the matrix's rows from first to last, each (some, N), contiguous, with whole blocks in the
+    columns; ``out`` is uint8 (N, bytes of a whole column), contiguous.
+
+    Raises NonFiniteError, which does not know where; ShapeError; UnsupportedTypeError.
+    """
+    if not type.can_quantize:
+        raise UnsupportedTypeError(f"azquant cannot quantize to {type} yet")
+    _prepare()
+    at = 0
+    for band in bands:
+        kernels().quantize_turned(type.id, band, out, at)
+        at += type.row_bytes(band.shape[0])
+    infinite = _infinite(out.reshape(-1), type)
+    if infinite is not None and infinite.any():
+        raise NonFiniteError(f"a number is too large for {type}", index=-1)
+
+
+def _infinite(encoded: npt.NDArray[np.uint8], type: GGMLType) -> npt.NDArray[np.bool_] | None:
+    """Which numbers became infinite, of the types that have an infinity."""
+    infinity = {"f16": 0x7C00, "bf16": 0x7F80}.get(type.name)
+    return None if infinity is None else encoded.view("<u2") & 0x7FFF == infinity
 
 
 def quantize(w: Any, type: str | GGMLType = "q4_0", *, imatrix: Any = None) -> QTensor:

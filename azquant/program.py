@@ -7,18 +7,20 @@ and the NumPy executor in ``azquant._fallback_program`` run the same list.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from azquant._lazy import np
 
-__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref", "StepArrays", "as_indices"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+    Floats: TypeAlias = npt.NDArray[np.float32] | array[float]
+
+__all__ = ["Buffer", "Op", "ProgramBuilder", "ProgramSpec", "Ref", "StepArrays", "as_indices", "zeros"]
 
 
 class MatrixLike(Protocol):
@@ -266,28 +268,48 @@ class StepArrays:
 
     def __init__(self, n_vocab: int) -> None:
         self._n_vocab = n_vocab
-        self.tokens = self.sequence = self.position = np.empty(0, np.int32)
-        self.out_rows = self.likeliest = np.empty(0, np.int32)
-        self.logits: Floats = np.empty((0, n_vocab), np.float32)
+        self.tokens, self.sequence, self.position = zeros(0), zeros(0), zeros(0)
+        self.out_rows, self.likeliest = zeros(0), zeros(0)
+        self._numbers = memoryview(bytearray()).cast("f")
         self.pointers: Any = None
         """The backend's; forgotten when an array is replaced."""
 
     def reserve(self, n_tokens: int, n_out: int) -> None:
         """Makes room. What the arrays held is lost where they grow."""
         if n_tokens > len(self.tokens):
-            self.tokens, self.sequence, self.position = np.empty((3, n_tokens), np.int32)
+            self.tokens, self.sequence, self.position = (zeros(n_tokens) for _ in range(3))
             self.pointers = None
-        if n_out > len(self.logits):
-            self.out_rows, self.likeliest = np.empty((2, n_out), np.int32)
-            self.logits = np.empty((n_out, self._n_vocab), np.float32)
+        if n_out > len(self.out_rows):
+            self.out_rows, self.likeliest = zeros(n_out), zeros(n_out)
+            self._numbers = memoryview(bytearray(4 * n_out * self._n_vocab)).cast("f")
             self.pointers = None
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """(outputs, n_vocab), as an array."""
+        numbers: npt.NDArray[np.float32] = np.asarray(self._numbers)
+        return numbers.reshape(-1, self._n_vocab)
+
+    @property
+    def numbers(self) -> memoryview[float]:
+        """All logits, row after row."""
+        return self._numbers
+
+    def row(self, number: int) -> memoryview[float]:
+        """The logits of one output."""
+        return self._numbers[number * self._n_vocab : (number + 1) * self._n_vocab]
+
+
+def zeros(n: int) -> array[int]:
+    """``n`` int32."""
+    return array("i", bytes(4 * n))
 
 
 def as_indices(values: Any) -> npt.NDArray[np.int32]:
     """Tokens, positions and the like as int32 (contiguous). What int32 cannot hold becomes -1 or its largest
     number: out of range as well, never another index.
     """
-    array = np.asarray(values)
-    if array.dtype != np.int32:
-        array = np.clip(array, -1, np.iinfo(np.int32).max)
-    return np.ascontiguousarray(array, dtype=np.int32)
+    given = np.asarray(values)
+    if given.dtype != np.int32:
+        given = np.clip(given, -1, np.iinfo(np.int32).max)
+    return np.ascontiguousarray(given, dtype=np.int32)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from azquant._tokenizer_backend import (
     VocabularyData,
     byte_level_backend,
+    divided,
     guarded,
     json_backend,
     sentencepiece_backend,
     unigram_backend,
 )
 from azquant.errors import AzquantError, ModelError, TokenizerError
-from azquant.gguf import keys
+from azquant.gguf import GGUFArray, keys
 from azquant.gguf.keys import TokenType
 from azquant.pretokenizer import CHAR_TO_BYTE, NAMED
 
@@ -237,8 +238,10 @@ class Tokenizer:
                     charsmap=_bytes(self._charsmap),
                 )
             return sentencepiece_backend(vocabulary, scores, unknown, self._space_prefix)
-        merges = _list({keys.MERGES: self._merges}, keys.MERGES, str)
-        return byte_level_backend(vocabulary, merges, self._pre)
+        halves = self._merges.halves() if isinstance(self._merges, GGUFArray) else None
+        if halves is None:
+            halves = [divided(merge) for merge in _list({keys.MERGES: self._merges}, keys.MERGES, str)]
+        return byte_level_backend(vocabulary, halves, self._pre)
 
     def _find_problem(self) -> str | None:
         if self._json is not None or self.model in ("gpt2", "llama", "t5"):

@@ -80,6 +80,6 @@ def line(head: dict[str, Any]) -> str:
 
 
 def slug() -> str:
-    """The processor as part of a file name: in a virtual machine its name alone may not tell it from others."""
+    """The processor as part of a file name; virtual machines give several the same model name."""
     name = f"{_cpu_model()} {azquant.isas()[-1]}".lower()
     return "".join(c if c.isalnum() else "-" for c in name).strip("-")

@@ -65,6 +65,10 @@ azq_status azq_quantize(int type, const float *x, int64_t rows, int64_t k, void 
 azq_status azq_quantize_weighted(int type, const float *x, int64_t rows, int64_t k, const float *importance,
                                  void *dst, int64_t *bad_index);
 
+/* x (k, n) fp32 -> the blocks of its transpose: each of dst's n rows, dst_row_bytes apart, gets azq_row_bytes(type, k)
+ * bytes. Bytes and errors are azq_quantize's, without an index. */
+azq_status azq_quantize_turned(int type, const float *x, int64_t k, int64_t n, void *dst, int64_t dst_row_bytes);
+
 /* src (rows, azq_row_bytes(type, k)) -> y (rows, k) fp32. */
 azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, float *y);
 
@@ -76,11 +80,21 @@ azq_status azq_dequantize(int type, const void *src, int64_t rows, int64_t k, fl
 int64_t azq_gguf_strings(const void *data, int64_t end, int64_t offset, int64_t count, int big_endian,
                          int64_t *starts);
 
+/* Copies such strings into out, a zero byte after each; with `halves` also in place of each one's first space, its
+ * first byte aside. out has a byte for every one of theirs, lengths included. Returns the bytes written, or -1 when a
+ * string has a zero byte, or no such space, or does not end within data. */
+int64_t azq_gguf_join(const void *data, int64_t end, int64_t offset, int64_t count, int big_endian, int halves,
+                      uint8_t *out);
+
 /* Every way to cut one of count different tokens into two others of them. text holds the tokens one after the
  * other, token i up to byte ends[i]; cuts gets (token, left, right) for the first `capacity` ways, by token and
  * place of the cut; *found is how many there are. seed: any number that whoever chose the tokens cannot know. */
 azq_status azq_vocabulary_cuts(const uint8_t *text, const int64_t *ends, int64_t count, uint64_t seed,
                                int32_t *cuts, int64_t capacity, int64_t *found);
+
+/* Sorts ways to cut tokens (token, left, right): first those of the token with the highest score, of equals those with
+ * the lowest left token, then the lowest right one. A score that is no number comes last. */
+azq_status azq_vocabulary_sort(int32_t *cuts, int64_t count, const double *scores);
 
 /* ---- matrices -------------------------------------------------------------------------------- */
 

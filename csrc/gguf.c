@@ -1,5 +1,6 @@
-/* GGUF metadata: the one loop over a file's header that grows with its vocabulary. */
+/* GGUF metadata: the loops over a file's header that grow with its vocabulary. */
 
+#include <string.h>
 #include "azq.h"
 
 static uint64_t load_u64(const uint8_t *at, int big_endian) {
@@ -25,4 +26,33 @@ int64_t azq_gguf_strings(const void *data, int64_t end, int64_t offset, int64_t 
     }
     if (starts) starts[count] = at;
     return at;
+}
+
+/* The first space that is not the first byte. */
+static uint8_t *divide(uint8_t *text, uint64_t length) {
+    return length > 1 ? memchr(text + 1, ' ', (size_t)length - 1) : NULL;
+}
+
+int64_t azq_gguf_join(const void *data, int64_t end, int64_t offset, int64_t count, int big_endian, int halves,
+                      uint8_t *out) {
+    const uint8_t *bytes = data;
+    uint8_t *to = out;
+    int64_t at = offset;
+    if (!data || !out || offset < 0 || offset > end || count < 0) return -1;
+    for (int64_t i = 0; i < count; i++) {
+        if (end - at < 8) return -1;
+        uint64_t length = load_u64(bytes + at, big_endian);
+        if (length > (uint64_t)(end - at - 8)) return -1;
+        memcpy(to, bytes + at + 8, (size_t)length);
+        if (memchr(to, 0, (size_t)length)) return -1;
+        if (halves) {
+            uint8_t *space = divide(to, length);
+            if (!space) return -1;
+            *space = 0;
+        }
+        to += length;
+        *to++ = 0;
+        at += 8 + (int64_t)length;
+    }
+    return to - out;
 }

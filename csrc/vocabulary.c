@@ -109,3 +109,51 @@ azq_status azq_vocabulary_cuts(const uint8_t *text, const int64_t *ends, int64_t
     free(rights);
     return status;
 }
+
+typedef struct {
+    double score;
+    int32_t cut[3];
+} scored;
+
+static int compare(const void *one, const void *other) {
+    const scored *a = one, *b = other;
+    int a_is_number = a->score == a->score, b_is_number = b->score == b->score;
+    if (a_is_number != b_is_number) {
+        return b_is_number - a_is_number;
+    }
+    if (a_is_number && a->score != b->score) {
+        return a->score > b->score ? -1 : 1;
+    }
+    for (int i = 1; i < 3; i++) {
+        if (a->cut[i] != b->cut[i]) {
+            return a->cut[i] < b->cut[i] ? -1 : 1;
+        }
+    }
+    return 0;
+}
+
+azq_status azq_vocabulary_sort(int32_t *cuts, int64_t count, const double *scores) {
+    if (count < 0 || count > INT64_MAX / (int64_t)sizeof(scored)) {
+        return AZQ_E_SHAPE;
+    }
+    if (count == 0) {
+        return AZQ_OK;
+    }
+    if (!cuts || !scores) {
+        return AZQ_E_NULL;
+    }
+    scored *all = malloc((size_t)count * sizeof *all);
+    if (!all) {
+        return AZQ_E_NOMEM;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        all[i].score = scores[cuts[3 * i]];
+        memcpy(all[i].cut, cuts + 3 * i, sizeof all[i].cut);
+    }
+    qsort(all, (size_t)count, sizeof *all, compare);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(cuts + 3 * i, all[i].cut, sizeof all[i].cut);
+    }
+    free(all);
+    return AZQ_OK;
+}

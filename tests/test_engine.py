@@ -105,7 +105,7 @@ def test_a_q8_0_cache_changes_predictions_little(
     if backend == "numpy":
         monkeypatch.setattr("azquant.engine.model.kernels", lambda: _fallback)
         monkeypatch.setattr("azquant.engine.session.kernels", lambda: _fallback)
-        monkeypatch.setattr("azquant.tensor.kernels", lambda: _fallback)
+        monkeypatch.setattr("azquant.engine.weights.kernels", lambda: _fallback)
         heldout = heldout[:129]
     exact, rounded = (load(az_files["f32"], compute="fp32", kv_type=kind) for kind in ("f32", "q8_0"))
     difference = norm = 0.0

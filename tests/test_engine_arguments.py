@@ -223,7 +223,7 @@ def test_a_cache_that_nobody_asked_for_is_no_reason_to_refuse(
 def test_the_memory_stated_is_the_memory_taken(path: Path, kv_type: str) -> None:
     model = azquant.load(path, kv_type=kv_type, n_ctx=20, n_seq=3)
     assert model._new_cache().nbytes == model.memory.cache
-    kept = sum(t.packed_nbytes or t.nbytes for t in model._weights._matrices.values())
+    kept = sum(t.packed_nbytes or t.nbytes for t in model._weights._all())
     assert model.memory.weights == kept
 
 
@@ -361,22 +361,19 @@ def test_a_large_model_builds_its_tokenizer_while_it_packs(
     monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
     model = azquant.load(path)
     assert model.tokenizer._backends
-    assert all(
-        tensor.packed_nbytes for tensor in model._weights._matrices.values() if tensor.type.name == "q4_0"
-    )
+    assert all(tensor.packed_nbytes for tensor in model._weights._all() if tensor.type.name == "q4_0")
     assert model.generate("a", max_tokens=4) == azquant.load(path).generate("a", max_tokens=4)
 
 
 def test_what_goes_wrong_while_packing_is_raised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from azquant.engine import model as module
     from azquant.engine import weights
-    from azquant.tensor import QTensor
 
-    def fail(_: list[QTensor]) -> None:
+    def fail(_: list[Any]) -> None:
         raise OutOfMemoryError("pack")
 
     monkeypatch.setattr(module, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(weights, "pack_all", fail)
+    monkeypatch.setattr(weights, "_pack_all", fail)
     with pytest.raises(OutOfMemoryError, match="pack"):
         azquant.load(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from array import array
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -529,8 +530,13 @@ def test_run_gives_what_step_gives(module: ModuleType) -> None:
     for first, n in ((0, 5), (5, 1), (6, 20)):  # arrays that are made, kept, and made larger
         tokens, positions, rows = tokens_of(0, first + n)[first:], range(first, first + n), [0, n - 1]
         arrays.reserve(n, 2)
-        arrays.tokens[:n], arrays.sequence[:n], arrays.position[:n] = tokens, 1, positions
-        arrays.out_rows[:2] = rows
+        for held, values in (
+            (arrays.tokens, tokens),
+            (arrays.sequence, [1] * n),
+            (arrays.position, positions),
+        ):
+            held[:n] = array("i", values)
+        arrays.out_rows[:2] = array("i", rows)
         program.run(caches[0], "int8", arrays, n, 2, choose=True)
         expected = program.step(caches[1], "int8", tokens, [1] * n, positions, rows)
         assert np.array_equal(arrays.logits[:2], expected)

@@ -134,10 +134,61 @@ def test_cuts_are_all_ways_to_make_a_token_of_two(backend: str) -> None:
     assert kernels.vocabulary_cuts(nested).tolist() == cuts(nested)
 
 
+@pytest.mark.parametrize("backend", ["azquant._native", "azquant._fallback"])
+def test_merges_are_the_cuts_by_score_then_by_their_parts(backend: str) -> None:
+    if backend == "azquant._native":
+        pytest.importorskip("azquant._azquant", reason="the C extension is not built")
+    kernels = importlib.import_module(backend)
+    draw = random.Random(5)
+    for most in (0, 1, 40, 400):
+        tokens = sorted({"".join(draw.choices("ab\u0259", k=draw.randint(1, 6))) for _ in range(most)})
+        draw.shuffle(tokens)
+        scores = [draw.choice([0.0, -0.0, -1.5, 2.0, float("-inf"), 1e-300]) for _ in tokens]
+        wanted = sorted(cuts(tokens), key=lambda cut: (-scores[cut[0]], cut[1], cut[2]))
+        left, right = kernels.vocabulary_merges(tokens, scores)
+        assert list(zip(left, right, strict=True)) == [(cut[1], cut[2]) for cut in wanted]
+    left, right = kernels.vocabulary_merges(["a", "b", "ab", "ba", "aa"], [0, 0, float("nan"), -9.0, -8.0])
+    assert list(zip(left, right, strict=True)) == [(0, 0), (1, 0), (0, 1)]
+
+
+def encoded(items: list[bytes], order: str) -> memoryview:
+    """A GGUF array of strings."""
+    parts = (struct.pack(order + "Q", len(item)) + item for item in items)
+    return memoryview(struct.pack(order + "IQ", 8, len(items)) + b"".join(parts))
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_strings_are_halved_at_the_first_space_that_is_not_their_first_character(
+    order: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "c":
+        pytest.importorskip("azquant._azquant", reason="the C extension is not built")
+    name = {"c": "azquant._native", "numpy": "azquant._fallback"}[backend]
+    monkeypatch.setattr("azquant._backend.kernels", lambda: importlib.import_module(name))
+
+    def halves(*texts: str | bytes) -> list[tuple[str, str]] | None:
+        items = [text.encode() if isinstance(text, str) else text for text in texts]
+        data = encoded(items, order)
+        return GGUFArray(data, 0, len(data), order).halves()
+
+    assert halves() == []
+    assert halves("a b", "  b", " \u0259 ", "a b c") == [
+        ("a", "b"),
+        (" ", "b"),
+        (" \u0259", ""),
+        ("a", "b c"),
+    ]
+    for odd in ("ab", "", " ", "a\0 b", b"\xff b"):
+        assert halves("a b", odd) is None
+    numbers = memoryview(struct.pack(order + "IQI", 4, 1, 7))
+    assert GGUFArray(numbers, 0, len(numbers), order).halves() is None
+
+
 def test_strings_decoded_together_are_those_decoded_one_by_one() -> None:
     draw = random.Random(4)
     letters = ["a", "b", "\u0259", "\u2581", "\U0001f600"]
-    broken = [bytes([n]) for n in (0x80, 0xE2, 0x96, 0x81, 0xF0, 0x9F, 0x61)]
+    broken = [bytes([n]) for n in (0x00, 0x80, 0xE2, 0x96, 0x81, 0xF0, 0x9F, 0x61)]
     for number, count in enumerate((64, 65, 4095, 4096, 4097, 9000, *[100] * 60)):
         items = []
         for _ in range(count):
@@ -145,8 +196,8 @@ def test_strings_decoded_together_are_those_decoded_one_by_one() -> None:
                 items.append(b"".join(draw.choices(broken, k=draw.randint(0, 4))))
             else:
                 items.append("".join(draw.choices(letters[: 2 + number % 4], k=draw.randint(0, 6))).encode())
-        encoded = struct.pack("<IQ", 8, count) + b"".join(struct.pack("<Q", len(i)) + i for i in items)
-        array = GGUFArray(memoryview(encoded), 0, len(encoded), "<")
+        data = encoded(items, "<")
+        array = GGUFArray(data, 0, len(data), "<")
         wanted = [item.decode("utf-8", "surrogateescape") for item in items]
         assert array.tolist() == wanted
         assert array[7:] == wanted[7:]

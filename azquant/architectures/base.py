@@ -10,17 +10,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from azquant._lazy import np
 from azquant.errors import ModelError
 from azquant.gguf import MetadataValue
 from azquant.program import ProgramSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Self  # typing has it from Python 3.11 on
+
+    from azquant.program import Floats
+
+    Float32: TypeAlias = NDArray[np.float32]
 
 __all__ = [
     "Architecture",
@@ -40,8 +43,6 @@ __all__ = [
     "Weights",
     "show_shape",
 ]
-
-Float32 = NDArray[np.float32]
 
 _TURNED_ROWS = 128  # of a matrix to be transposed, at a time
 
@@ -259,10 +260,10 @@ class Weights(Protocol):
     def experts(self, name: str) -> tuple[Any, ...]:
         """A three-dimensional tensor, as a matrix for each expert. Raises ModelError when it is missing."""
 
-    def vector(self, name: str) -> Float32:
+    def vector(self, name: str) -> Floats:
         """A one-dimensional tensor as float32. Raises ModelError when it is missing."""
 
-    def optional_vector(self, name: str) -> Float32 | None:
+    def optional_vector(self, name: str) -> Floats | None:
         """The same, or ``None`` when it is missing."""
 
     def head(self) -> Any:

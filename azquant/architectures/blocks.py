@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from azquant._lazy import np
 from azquant.architectures.base import Constant, Keep, TensorRule, Transform, Weights
 from azquant.architectures.decoder import RMS_EPSILON, DecoderConfig
 from azquant.architectures.rope import frequencies
 from azquant.program import ProgramBuilder, ProgramSpec, Ref
+
+if TYPE_CHECKING:
+    from azquant.program import Floats
 
 __all__ = ["DecoderProgram", "decoder_rules", "linear_rules", "norm_rules"]
 
@@ -102,7 +103,7 @@ class DecoderProgram:
         """RMSNorm or LayerNorm, as the config's epsilon says; ``scale`` multiplies its weight."""
         weight, eps = self._weights.vector(f"{name}.weight"), self._config.norm_epsilon
         if scale != 1.0:
-            weight = weight * np.float32(scale)
+            weight = np.asarray(weight) * np.float32(scale)
         if self._config.EPSILON == RMS_EPSILON:
             self.b.rms_norm(out, a, weight, eps, n_head=n_head)
         else:
@@ -126,7 +127,7 @@ class DecoderProgram:
         self.norm(self.query, self.query, f"{blk}.attn_q_norm", n_head=self._config.head_count)
         self.norm(self.key, self.key, f"{blk}.attn_k_norm", n_head=self._config.head_count_kv)
 
-    def rope(self, turns: NDArray[np.float32] | None = None, *, scale: float = 1.0) -> None:
+    def rope(self, turns: Floats | None = None, *, scale: float = 1.0) -> None:
         """Queries and keys, which lie side by side, turned by their positions; turned elements are scaled."""
         heads = self._config.head_count + self._config.head_count_kv
         chosen = self.frequencies if turns is None else turns

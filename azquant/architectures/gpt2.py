@@ -12,11 +12,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from azquant._lazy import np
 from azquant.architectures.base import (
     Architecture,
     Keep,
@@ -29,6 +27,9 @@ from azquant.architectures.base import (
 from azquant.architectures.fields import MAX_BLOCKS, Fields, gguf_fields, gguf_vocab_size, hf_fields
 from azquant.gguf import MetadataValue, ValueType, keys
 from azquant.program import ProgramBuilder, ProgramSpec, Ref
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ACTIVATION_KEY", "GPT2", "OUTPUT_BIAS_KEY", "RELU_SCALE", "GPT2Config"]
 

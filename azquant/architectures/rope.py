@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from azquant._lazy import np
 from azquant.architectures.fields import Fields
+
+if TYPE_CHECKING:
+    from azquant.program import Floats
 
 __all__ = ["FLAT_KEYS", "Rope", "frequencies", "hf_rope", "hf_rope_section"]
 
@@ -29,10 +33,13 @@ class Rope:
     """What each pair's frequency is divided by; empty for none. In GGUF, ``rope_freqs.weight``."""
 
 
-def frequencies(
-    rope: Rope, dimension: int, divisors: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def frequencies(rope: Rope, dimension: int, divisors: Floats | None = None) -> Floats:
     """Radians per position of each of the ``dimension / 2`` rotated pairs."""
+    if divisors is None:
+        with suppress(OverflowError):  # NumPy has infinity for it
+            return array(
+                "f", [rope.base ** (-pair / dimension) / rope.scale for pair in range(0, dimension, 2)]
+            )
     pairs = np.arange(0, dimension, 2, dtype=np.float64)
     turns = rope.base ** (-pairs / dimension) / rope.scale
     return (turns if divisors is None else turns / divisors).astype(np.float32)

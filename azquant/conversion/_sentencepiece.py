@@ -237,8 +237,7 @@ def _unigram(model: SentencePieceModel, where: str) -> dict[str, Any]:
 
 
 def _bpe(model: SentencePieceModel, where: str) -> dict[str, Any]:
-    ids = {piece: token_id for token_id, piece in enumerate(model.pieces)}
-    merges = score_merges(VocabularyData(model.pieces, model.types), model.scores, ids)
+    merges = score_merges(VocabularyData(model.pieces, model.types), model.scores)
     return {
         "type": "BPE",
         "dropout": None,
@@ -248,6 +247,6 @@ def _bpe(model: SentencePieceModel, where: str) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": model.byte_fallback,
         "ignore_merges": False,
-        "vocab": ids,
+        "vocab": {piece: token_id for token_id, piece in enumerate(model.pieces)},
         "merges": [list(pair) for pair in merges],
     }

@@ -15,12 +15,17 @@ from azquant.conversion.plan import PlannedTensor, Source
 from azquant.conversion.stack import StackedSource
 from azquant.errors import NonFiniteError
 from azquant.gguf import Piece
-from azquant.ops import encode_rows
+from azquant.ops import encode_columns, encode_rows
 
 __all__ = ["encoded_bands", "pieces"]
 
 BAND_ELEMENTS = 1 << 20
 """Weights held in float32 at a time (4 MiB), where a transform does not need more."""
+
+_TURNED_ELEMENTS = 1 << 18
+"""The same of a matrix that is stored turned: enough rows at once, and few enough to stay in a cache."""
+_BLOCK = 32
+"""Rows of such a matrix at the least, so that reading a line of the cache serves all of a block."""
 
 
 def pieces(item: PlannedTensor) -> Iterator[Piece]:
@@ -30,9 +35,11 @@ def pieces(item: PlannedTensor) -> Iterator[Piece]:
     """
     rule, source = item.rule, item.source
     working = 8 * BAND_ELEMENTS  # a band of floats, before and after
+    if type(rule.transform) is Transpose and source is not None and len(rule.shape) == 2:
+        yield Piece(item.spec.nbytes, partial(_turned, item, source), working + item.spec.nbytes)
+        return
     if not isinstance(rule.transform, Keep) or source is None:
-        whole = 4 * prod(rule.shape) if isinstance(rule.transform, Transpose) else 0
-        yield Piece(item.spec.nbytes, partial(encoded_bands, item), working + whole)
+        yield Piece(item.spec.nbytes, partial(encoded_bands, item), working)
         return
     rows = source.shape[0]
     row_bytes = item.spec.nbytes // rows
@@ -65,6 +72,22 @@ def _encoded(
     item: PlannedTensor, read: Callable[[int, int], NDArray[np.float32]], first: int, last: int
 ) -> Iterator[NDArray[np.uint8]]:
     yield _encoded_band(item, read(first, last), first)
+
+
+def _turned(item: PlannedTensor, source: Source) -> Iterator[NDArray[np.uint8]]:
+    """A matrix that is stored turned, encoded band by band: only its blocks are held whole."""
+    height, width = source.shape
+    whole_blocks = max(_BLOCK, item.type.block_size)
+    step = max(1, _TURNED_ELEMENTS // width // whole_blocks) * whole_blocks
+    encoded = np.empty((width, item.type.row_bytes(height)), np.uint8)
+    try:
+        encode_columns(
+            (source.read_f32(at, min(at + step, height)) for at in range(0, height, step)), item.type, encoded
+        )
+    except NonFiniteError:
+        yield from encoded_bands(item)  # the same error, from rows that know their places
+        raise
+    yield encoded
 
 
 def _encoded_band(item: PlannedTensor, band: NDArray[np.float32], first: int) -> NDArray[np.uint8]:

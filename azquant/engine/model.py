@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
 
-import numpy as np
-import numpy.typing as npt
-
 from azquant._backend import kernels
+from azquant._lazy import np
 from azquant.architectures import architecture_of_gguf
-from azquant.cpu import num_threads
+from azquant.cpu import COMPUTE_MODES, num_threads
 from azquant.engine._memory import MemoryNeeds, available_memory, cache_bytes, memory_limit
 from azquant.engine.chat import render_chat
 from azquant.engine.generation import Generation
@@ -28,11 +27,11 @@ from azquant.engine.session import STEP_TOKENS, Session
 from azquant.engine.weights import FileWeights
 from azquant.errors import ArgumentError, BackendWarning, ContextLengthError, ModelError, OutOfMemoryError
 from azquant.gguf import GGUFFile, open_gguf
-from azquant.ops import COMPUTE_MODES
 from azquant.program import ProgramSpec
 from azquant.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
 __all__ = ["Model", "load"]
@@ -243,27 +242,30 @@ class Model:
 
     # ---- tokens --------------------------------------------------------------------------------------
 
-    def _check_tokens(self, tokens: Any, most: int | None = None) -> npt.NDArray[np.int32]:
+    def _check_tokens(self, tokens: Any, most: int | None = None) -> array[int]:
         most = self.context_length if most is None else most
+        usual = type(tokens) is list and 0 < len(tokens) <= most and set(map(type, tokens)) == {int}
+        if usual and min(tokens) >= 0 and max(tokens) < self.n_vocab:
+            return array("i", tokens)  # without NumPy
         try:
-            array = np.asarray(tokens)
+            given = np.asarray(tokens)
         except (ValueError, OverflowError):  # ragged, or beyond 64 bits
             raise ArgumentError("tokens must be a flat sequence of integers") from None
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise ArgumentError("tokens must be a flat sequence of integers")
-        if array.size == 0:
+        if given.size == 0:
             raise ArgumentError(
                 "there are no tokens to start from: the prompt is empty and the model has no BOS"
             )
-        if array.min() < 0 or array.max() >= self.n_vocab:
+        if given.min() < 0 or given.max() >= self.n_vocab:
             raise ArgumentError(f"token ids must lie in 0 .. {self.n_vocab - 1}")
-        if array.size > most:
+        if given.size > most:
             raise ContextLengthError(
-                f"{array.size} tokens given, but there are {most} positions; shorten the prompt"
+                f"{given.size} tokens given, but there are {most} positions; shorten the prompt"
             )
-        return array.astype(np.int32)
+        return array("i", given.astype(np.int32).tobytes())
 
-    def _prompt(self, prompt: Any) -> npt.NDArray[np.int32]:
+    def _prompt(self, prompt: Any) -> array[int]:
         if isinstance(prompt, str):
             longest = self.tokenizer.longest_token
             if len(prompt) > 4 * longest * self._n_ctx + 1024:  # no use in spending minutes on it

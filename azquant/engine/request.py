@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.engine.options import Options, check_stops
 from azquant.engine.sampling import check_top, log_softmax
 from azquant.engine.slots import Slot
@@ -18,9 +17,6 @@ from azquant.engine.stopping import StopFinder
 from azquant.tokenizer import StreamDecoder
 
 __all__ = ["Completion", "Request", "TokenLogprob"]
-
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Request:
 
     def __init__(
         self,
-        prompt: Ints,
+        prompt: array[int],
         options: Options,
         n_vocab: int,
         end_ids: frozenset[int],
@@ -81,7 +77,7 @@ class Request:
         self.finder = StopFinder(check_stops(options.stop))
         # Only the scheduler's worker uses these.
         self.slot: Slot | None = None
-        self.waiting: Ints = prompt  # tokens of the prompt that are not in the cache yet
+        self.waiting: array[int] = prompt  # tokens of the prompt that are not in the cache yet
         self.last: int | None = None  # the token that was chosen last, not in the cache yet either
         # Shared with the callers.
         self.cancelled = False
@@ -106,16 +102,16 @@ class Request:
         """Tokens that are not in the cache yet."""
         return len(self.waiting) if self.last is None else 1
 
-    def advance(self, logits: Floats, likeliest: int, n_ctx: int) -> None:
-        """Chooses the next token from ``logits`` (vocab,); finishes the answer where it ends there.
+    def advance(self, logits: memoryview[float], likeliest: int, n_ctx: int) -> None:
+        """Chooses the next token from ``logits``, float32 (vocab,); finishes the answer where it ends there.
 
         ``likeliest``, the first of the largest logits, counts where the request is ``greedy``.
         """
         if self.greedy:
-            check_top(float(logits[likeliest]))
+            check_top(logits[likeliest])
             token = likeliest
         else:
-            token = self.chooser.choose(logits)
+            token = self.chooser.choose(np.asarray(logits))
         if token in self.end_ids:
             self.finish("stop", stop=token)
             return
@@ -137,11 +133,11 @@ class Request:
         elif len(self.prompt) + len(self.tokens) > n_ctx:
             self.finish("context")
 
-    def _logprob(self, logits: Floats, token: int) -> TokenLogprob | None:
+    def _logprob(self, logits: memoryview[float], token: int) -> TokenLogprob | None:
         n = self.options.logprobs
         if n is None:
             return None
-        values = log_softmax(logits)
+        values = log_softmax(np.asarray(logits))
         likeliest = np.argsort(-values, kind="stable")[:n]
         return TokenLogprob(token, float(values[token]), tuple((int(i), float(values[i])) for i in likeliest))
 

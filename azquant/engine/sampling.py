@@ -6,25 +6,26 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.errors import ArgumentError, ModelError
 
 __all__ = ["Chooser", "Sampler", "check_count", "check_number", "check_top", "log_softmax"]
 
-Logits = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.intp]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Logits: TypeAlias = npt.NDArray[np.float32]
+    Doubles: TypeAlias = npt.NDArray[np.float64]
+    Ids: TypeAlias = npt.NDArray[np.intp]
 
 _MOST_SEED = (1 << 128) - 1
 
 
 def check_count(value: Any, name: str, low: int = 0, high: int | None = None) -> int:
     """``value`` as a whole number from ``low`` to ``high``. Raises ArgumentError naming it."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or int(value) < low or (high is not None and int(value) > high):
         limits = f">= {low}" if high is None else f"from {low} to {high}"
         raise ArgumentError(f"{name} must be a whole number {limits}, not {value!r}")
@@ -33,7 +34,7 @@ def check_count(value: Any, name: str, low: int = 0, high: int | None = None) ->
 
 def check_number(value: Any, name: str, low: float, high: float = math.inf) -> float:
     """``value`` as a finite number from ``low`` to ``high``. Raises ArgumentError naming it."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
         number = float(value) if real else math.nan
     except OverflowError:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from array import array
 from collections import deque
 from typing import Any
 from weakref import WeakSet
-
-import numpy as np
 
 from azquant.engine.request import Request
 from azquant.engine.session import STEP_TOKENS
@@ -172,7 +171,7 @@ class Scheduler:
                 request.waiting = request.waiting[share:]
         likeliest = arrays.likeliest[: len(ready)].tolist()
         for row, request in enumerate(ready):
-            self._advance(request, arrays.logits[row], likeliest[row])
+            self._advance(request, arrays.row(row), likeliest[row])
 
     def _fill(self, shares: list[int]) -> None:
         """The next step: the first ``shares`` of each request's waiting tokens."""
@@ -185,8 +184,8 @@ class Scheduler:
                 tokens[at], sequence[at], position[at] = request.last, slot.index, slot.length
             else:
                 tokens[at : at + share] = request.waiting[:share]
-                sequence[at : at + share] = slot.index
-                position[at : at + share] = np.arange(slot.length, slot.length + share)
+                sequence[at : at + share] = array("i", [slot.index]) * share
+                position[at : at + share] = array("i", range(slot.length, slot.length + share))
             at += share
             if share == request.n_waiting:
                 self._arrays.out_rows[row] = at - 1

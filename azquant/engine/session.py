@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from azquant._backend import kernels
+from azquant._lazy import np
 from azquant.errors import ArgumentError, ContextLengthError
 from azquant.program import ProgramSpec, StepArrays
 
-__all__ = ["STEP_TOKENS", "Session"]
+if TYPE_CHECKING:
+    from array import array
 
-Ints = npt.NDArray[np.int32]
+    import numpy.typing as npt
+
+    Ints: TypeAlias = npt.NDArray[np.int32] | array[int]
+
+__all__ = ["STEP_TOKENS", "Session"]
 
 STEP_TOKENS = 256
 """Most tokens in one step: enough to fill the kernels, few enough that Ctrl-C is answered soon."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
+from azquant.program import zeros
 
 __all__ = ["Slot", "Slots"]
-
-Ints = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -18,14 +16,14 @@ class Slot:
     """One sequence of the cache: the tokens whose keys and values stand at its positions 0 .. length - 1."""
 
     index: int
-    tokens: Ints
+    tokens: array[int]
     length: int = 0
     busy: bool = False
     last_used: int = field(default=0)
 
-    def extend(self, tokens: Ints) -> None:
+    def extend(self, tokens: array[int]) -> None:
         """Notes tokens that were computed at the next positions."""
-        self.tokens[self.length : self.length + len(tokens)] = tokens
+        memoryview(self.tokens)[self.length : self.length + len(tokens)] = memoryview(tokens)
         self.length += len(tokens)
 
     def append(self, token: int) -> None:
@@ -33,11 +31,20 @@ class Slot:
         self.tokens[self.length] = token
         self.length += 1
 
-    def common(self, prompt: Ints) -> int:
+    def common(self, prompt: array[int]) -> int:
         """How many tokens at its start ``prompt`` shares with this slot."""
-        n = min(self.length, len(prompt))
-        differing = np.flatnonzero(self.tokens[:n] != prompt[:n])
-        return int(differing[0]) if len(differing) else n
+        ours, theirs = memoryview(self.tokens), memoryview(prompt)
+        same, other = (
+            0,
+            min(self.length, len(prompt)) + 1,
+        )  # so many are equal, so many are not or are not there
+        while other - same > 1:
+            middle = (same + other) // 2
+            if ours[same:middle] == theirs[same:middle]:
+                same = middle
+            else:
+                other = middle
+        return same
 
 
 class Slots:
@@ -47,7 +54,7 @@ class Slots:
     """
 
     def __init__(self, n_seq: int, n_ctx: int, copy: Callable[[int, int, int], None]) -> None:
-        self._slots = [Slot(i, np.empty(n_ctx, dtype=np.int32)) for i in range(n_seq)]
+        self._slots = [Slot(i, zeros(n_ctx)) for i in range(n_seq)]
         self._copy = copy
         self._clock = 0
 
@@ -55,7 +62,7 @@ class Slots:
         """Slots that nobody uses."""
         return sum(not slot.busy for slot in self._slots)
 
-    def take(self, prompt: Ints) -> Slot:
+    def take(self, prompt: array[int]) -> Slot:
         """A free slot, its length set to what it holds of ``prompt``, all but the last token at most.
 
         The longest common start with any slot counts, busy ones too: what they hold only grows. A free slot
@@ -73,7 +80,7 @@ class Slots:
             if slot is not best and shared:
                 slot.length = 0
                 self._copy(best.index, slot.index, shared)
-                slot.tokens[:shared] = wanted[:shared]
+                memoryview(slot.tokens)[:shared] = memoryview(wanted)[:shared]
         slot.length = shared
         slot.busy = True
         return slot

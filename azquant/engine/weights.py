@@ -3,24 +3,72 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from azquant._backend import kernels
 from azquant.architectures import Architecture
-from azquant.cpu import num_threads
+from azquant.cpu import _prepare, num_threads
 from azquant.errors import ModelError
-from azquant.gguf import GGUFFile
-from azquant.tensor import QTensor, pack_all
+from azquant.gguf import GGUFFile, GGUFTensor
+
+if TYPE_CHECKING:
+    from azquant.program import Floats
+    from azquant.types import GGMLType
 
 __all__ = ["FileWeights"]
 
 _TOGETHER = 12 << 20
 """Bytes of tensors that are packed in one go."""
+
+
+class _Tensor:
+    """A matrix of the file, or of a stack of them: a QTensor over bytes that stay where they are."""
+
+    def __init__(self, found: GGUFTensor, part: int | None = None) -> None:
+        self._found = found
+        self._start, self._stop = 0, found.nbytes
+        if part is not None:
+            size = found.nbytes // found.shape[0]
+            self._start, self._stop = part * size, (part + 1) * size
+
+    @property
+    def type(self) -> GGMLType:
+        """Its type."""
+        return self._found.type
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self._stop - self._start
+
+    @cached_property
+    def matrix(self) -> Any:
+        """The backend's matrix over the file's bytes."""
+        _prepare()
+        rows, columns = self._found.shape[-2:]
+        return kernels().Matrix(self.type.id, self._data(), rows, columns)
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes of the packed copy, 0 before there is one."""
+        return int(self.matrix.packed_bytes())
+
+    def release(self) -> None:
+        """The file's bytes will not be read again soon."""
+        self._found.release(self._start, self._stop)
+
+    def _data(self) -> Any:
+        """The bytes as the backend takes them: scales are read as numbers of 16 bits."""
+        aligned = (self._found.offset + self._start) % 2 == 0
+        if kernels().NAME == "numpy":
+            data = self._found.data[self._start : self._stop]
+            return data if aligned else data.copy()
+        part = self._found.buffer[self._start : self._stop]
+        return part if aligned else memoryview(bytes(part))
 
 
 class FileWeights:
@@ -29,9 +77,9 @@ class FileWeights:
     def __init__(self, file: GGUFFile) -> None:
         self._tensors = file.tensors
         self._path = file.path
-        self._matrices: dict[str, tuple[QTensor, ...]] = {}
+        self._matrices: dict[str, tuple[_Tensor, ...]] = {}
 
-    def _tensor(self, name: str, dimensions: int) -> QTensor:
+    def _tensor(self, name: str, dimensions: int) -> GGUFTensor:
         found = self._tensors.get(name)
         if found is None:
             raise ModelError(f"{self._path}: tensor {name} is missing")
@@ -41,27 +89,31 @@ class FileWeights:
             )
         if not found.type.can_dequantize:
             raise ModelError(f"{self._path}: tensor {name} is {found.type}, which azquant cannot run yet")
-        return QTensor(found.data, found.shape, found.type)
+        return found
 
     def matrix(self, name: str) -> Any:
         """A two-dimensional tensor, as the backend's matrix. Raises ModelError when it is missing."""
         if name not in self._matrices:
-            self._matrices[name] = (self._tensor(name, 2),)
+            self._matrices[name] = (_Tensor(self._tensor(name, 2)),)
         return self._matrices[name][0].matrix
 
     def experts(self, name: str) -> tuple[Any, ...]:
         """A three-dimensional tensor, as a matrix for each expert. Raises ModelError when it is missing."""
         if name not in self._matrices:
             stacked = self._tensor(name, 3)
-            each = stacked.data.reshape(stacked.shape[0], -1)
-            self._matrices[name] = tuple(QTensor(data, stacked.shape[1:], stacked.type) for data in each)
+            self._matrices[name] = tuple(_Tensor(stacked, expert) for expert in range(stacked.shape[0]))
         return tuple(tensor.matrix for tensor in self._matrices[name])
 
-    def vector(self, name: str) -> npt.NDArray[np.float32]:
+    def vector(self, name: str) -> Floats:
         """A one-dimensional tensor as float32. Raises ModelError when it is missing."""
-        return self._tensor(name, 1).dequantize()
+        found = self._tensor(name, 1)
+        if found.type.name == "f32" and kernels().NAME != "numpy":
+            return array("f", found.buffer.tobytes())
+        _prepare()
+        values: Floats = kernels().dequantize(found.type.id, found.data, 1, found.shape[0]).reshape(-1)
+        return values
 
-    def optional_vector(self, name: str) -> npt.NDArray[np.float32] | None:
+    def optional_vector(self, name: str) -> Floats | None:
         """The same, or ``None`` when it is missing."""
         return self.vector(name) if name in self._tensors else None
 
@@ -71,7 +123,7 @@ class FileWeights:
             Architecture.HEAD if Architecture.HEAD in self._tensors else Architecture.EMBEDDING
         )
 
-    def _all(self) -> Iterator[QTensor]:
+    def _all(self) -> Iterator[_Tensor]:
         return chain.from_iterable(self._matrices.values())
 
     def names(self) -> dict[int, str]:
@@ -97,13 +149,13 @@ class FileWeights:
                 for group in _groups(tensors):
                     # Whoever works beside this keeps a processor busy.
                     kernels().threads_here(0 if alone.is_set() else max(1, num_threads() - 1))
-                    pack_all(group)
+                    _pack_all(group)
             except BaseException as error:
                 failures.append(error)
 
         if beside is None:
             for group in _groups(tensors):
-                pack_all(group)
+                _pack_all(group)
             return
         thread = threading.Thread(target=run, name="azquant-pack")
         thread.start()
@@ -116,9 +168,18 @@ class FileWeights:
             raise failures[0]
 
 
-def _groups(tensors: Sequence[QTensor]) -> Iterator[list[QTensor]]:
+def _pack_all(tensors: Sequence[_Tensor]) -> None:
+    """Packs each in one go, for which no other Python thread is waited for; gives back the pages read."""
+    unpacked = [tensor for tensor in tensors if not tensor.packed_nbytes]
+    kernels().pack_all([tensor.matrix for tensor in unpacked])
+    for tensor in unpacked:
+        if tensor.packed_nbytes:
+            tensor.release()
+
+
+def _groups(tensors: Sequence[_Tensor]) -> Iterator[list[_Tensor]]:
     """Some at a time: each group waits once for the interpreter, and is held twice while it is packed."""
-    group: list[QTensor] = []
+    group: list[_Tensor] = []
     for tensor in tensors:
         group.append(tensor)
         if sum(member.nbytes for member in group) >= _TOGETHER:

@@ -7,11 +7,14 @@ and ``gguf_convert_endian`` of llama.cpp.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
+from azquant._lazy import np
 from azquant.errors import UnsupportedTypeError
 from azquant.types import GGMLType
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["swapped"]
 

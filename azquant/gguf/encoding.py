@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from azquant._lazy import np
 from azquant.errors import ArgumentError
 from azquant.gguf.values import LETTERS, STRUCTS, GGUFArray, Malformed, ValueType, skip_value
 

@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from azquant._pages import drop_pages
+from azquant._lazy import np
+from azquant._pages import drop_range
 from azquant.errors import ArgumentError, GGUFError, InputFileError, UnsupportedTypeError
 from azquant.gguf.byteorder import swapped
 from azquant.gguf.encoding import MetadataValue
@@ -28,6 +26,9 @@ from azquant.gguf.header import Entry, Header
 from azquant.gguf.shards import SPLIT_KEYS, check_shard, check_total, place_of, shard_paths, shard_prefix
 from azquant.gguf.values import GGUFArray, Malformed, Value, ValueType, decode_value
 from azquant.types import GGMLType
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["GGUFFile", "GGUFTensor", "open_gguf"]
 
@@ -45,7 +46,7 @@ class GGUFTensor:
     nbytes: int
     path: Path
     """The file the data lies in."""
-    _file_bytes: npt.NDArray[np.uint8] = field(repr=False, compare=False)
+    _file: memoryview = field(repr=False, compare=False)
     _order: str = field(default="<", repr=False, compare=False)
 
     @property
@@ -70,14 +71,22 @@ class GGUFTensor:
 
         Raises GGUFError if the file holds a header only.
         """
+        return np.frombuffer(self._file, np.uint8)[self.offset : self._end()]
+
+    @property
+    def buffer(self) -> memoryview:
+        """What :attr:`data` holds, as a view of bytes that needs no NumPy where nothing has to be swapped."""
+        return self._file[self.offset : self._end()] if self._order == "<" else self.data.data
+
+    def _end(self) -> int:
         stop = self.offset + self.nbytes
-        if stop > self._file_bytes.size and self.nbytes:
+        if stop > self._file.nbytes and self.nbytes:
             raise GGUFError(
                 f"tensor {self.name!r} has no data: the file holds a header only",
                 path=self.path,
                 offset=self.offset,
             )
-        return self._file_bytes[self.offset : stop]
+        return stop
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
         """Tells the system that bytes ``start`` to ``stop`` of the data will not be read again soon.
@@ -86,7 +95,7 @@ class GGUFTensor:
         """
         first = self.offset + start
         last = self.offset + (self.nbytes if stop is None else min(stop, self.nbytes))
-        drop_pages(self._file_bytes[first:last])
+        drop_range(self._file.obj, first, last)
 
 
 class _Metadata(Mapping[str, Value]):
@@ -227,11 +236,10 @@ class GGUFFile:
 
 
 def _tensors(header: Header, path: Path) -> dict[str, GGUFTensor]:
-    file_bytes = np.frombuffer(header.buffer, np.uint8)
     start, order = header.data_offset, header.order
     return {
         name: GGUFTensor(
-            name, info.shape, info.type, start + info.offset, info.nbytes, path, file_bytes, order
+            name, info.shape, info.type, start + info.offset, info.nbytes, path, header.buffer, order
         )
         for name, info in header.infos.items()
     }

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import operator
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-import numpy as np
-import numpy.typing as npt
-
+from azquant._lazy import np
 from azquant.errors import GGUFError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["MAX_DEPTH", "GGUFArray", "Malformed", "Value", "ValueType", "decode_value", "skip_value"]
 
@@ -71,7 +73,6 @@ LETTERS = {
     ValueType.INT64: "q",
     ValueType.FLOAT64: "d",
 }
-_DTYPES = {kind: np.dtype(letter) for kind, letter in LETTERS.items()}
 STRUCTS = {order + letter: struct.Struct(order + letter) for order in "<>" for letter in "bBhHiIqQfd"}
 _ARRAY_HEADS = {order: struct.Struct(order + "IQ") for order in "<>"}
 _SIZES = {kind: struct.calcsize("<" + letter) for kind, letter in LETTERS.items()}
@@ -82,6 +83,10 @@ _KINDS = {int(kind): kind for kind in ValueType}
 
 _DECODED_TOGETHER = 4096
 """Strings of an array: enough to be quick, and few enough to stay in the cache."""
+
+
+_MANY = 64
+"""Strings from which on they are decoded together."""
 
 
 class Malformed(Exception):
@@ -236,10 +241,10 @@ class GGUFArray(Sequence[Any]):
 
         Bools come as a new array of ``bool``. Raises TypeError for strings and nested arrays.
         """
-        if self.element_type not in _DTYPES:
+        if self.element_type not in LETTERS:
             raise TypeError(f"an array of {self.element_type.name} has no NumPy form; use tolist()")
         order: Literal["<", ">"] = "<" if self._order == "<" else ">"
-        dtype = _DTYPES[self.element_type].newbyteorder(order)
+        dtype = np.dtype(LETTERS[self.element_type]).newbyteorder(order)
         numbers = np.frombuffer(self._buffer, dtype, self._count, ARRAY_HEAD)
         return numbers != 0 if self.element_type is ValueType.BOOL else numbers
 
@@ -252,19 +257,49 @@ class GGUFArray(Sequence[Any]):
         return f"<GGUFArray of {self._count} {self.element_type.name}>"
 
     def _decode(self, indices: Sequence[int]) -> list[Any]:
-        if self.element_type in _DTYPES:
+        if self.element_type in LETTERS:
+            if self._order == "<" and sys.byteorder == "little" and self.element_type is not ValueType.BOOL:
+                view: Any = self._buffer[ARRAY_HEAD:]
+                view = view.cast(LETTERS[self.element_type])
+                if len(indices) == self._count and isinstance(indices, range) and indices.step == 1:
+                    items: list[Any] = view.tolist()
+                    return items
+                return [view[i] for i in indices]
             numbers = self.to_numpy()
             if isinstance(indices, range) and indices.step == 1:
                 chosen = numbers[indices.start : indices.stop]
             else:
                 chosen = numbers[list(indices)]
-            items: list[Any] = chosen.tolist()
-            return items
+            decoded: list[Any] = chosen.tolist()
+            return decoded
         return self._strings(indices) if self.element_type is ValueType.STRING else self._arrays(indices)
 
+    def halves(self) -> list[tuple[str, str]] | None:
+        """Each string divided at its first space, its first character aside; ``None`` where one has no such
+        space, or holds a zero byte or what is not UTF-8.
+        """
+        flat = self._joined(halves=True) if self.element_type is ValueType.STRING else None
+        return None if flat is None else list(zip(flat[::2], flat[1::2], strict=True))
+
+    def _joined(self, *, halves: bool) -> list[str] | None:
+        """All strings, or all halves, decoded in one go."""
+        from azquant._backend import kernels
+
+        joined: bytes | None = kernels().join_strings(
+            self._buffer, ARRAY_HEAD, self._count, self._order, self._stop, halves=halves
+        )
+        try:
+            return None if joined is None else joined.decode().split("\0")[:-1]
+        except UnicodeDecodeError:
+            return None
+
     def _strings(self, indices: Sequence[int]) -> list[str]:
+        if len(indices) == self._count >= _MANY and isinstance(indices, range) and indices.step == 1:
+            joined = self._joined(halves=False)
+            if joined is not None:
+                return joined
         starts = self._index()
-        if not isinstance(indices, range) or indices.step != 1 or len(indices) < 64:
+        if not isinstance(indices, range) or indices.step != 1 or len(indices) < _MANY:
             buffer = self._buffer
             return [
                 str(buffer[int(starts[i]) + 8 : int(starts[i + 1])], "utf-8", "surrogateescape")
