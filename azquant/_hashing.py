@@ -19,8 +19,8 @@ from azquant.errors import InputFileError
 
 __all__ = ["file_hashes", "hashing", "hashing_ahead"]
 
-_CHUNK = 1 << 24
-"""Bytes at a time: the fewer times, the less waiting for the interpreter while others use it."""
+_CHUNK = 1 << 20
+"""Bytes at a time: they stay in a cache between reading and hashing, and the interpreter is waited for seldom."""
 _AT_ONCE = 4
 
 _Identity = tuple[int, int, int, int]

@@ -2,10 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "azq.h"
-#include "azq_target.h"
-#if AZQ_X86
-#include <xmmintrin.h>
-#endif
+#include "transpose.h"
 
 enum {
     TILE = 8192, /* elements turned at once: with their blocks they stay in the nearest caches */
@@ -17,19 +14,18 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* out (columns, rows), contiguous: the transpose of x (rows, columns), whose rows are ldx apart. */
 static void turn(const float *x, int64_t ldx, int64_t rows, int64_t columns, float *out) {
     int64_t r = 0;
-#if AZQ_X86
     for (; r + 4 <= rows; r += 4) {
         const float *from = x + r * ldx;
         int64_t c = 0;
         for (; c + 4 <= columns; c += 4) {
-            __m128 a0 = _mm_loadu_ps(from + c), a1 = _mm_loadu_ps(from + ldx + c);
-            __m128 a2 = _mm_loadu_ps(from + 2 * ldx + c), a3 = _mm_loadu_ps(from + 3 * ldx + c);
-            _MM_TRANSPOSE4_PS(a0, a1, a2, a3);
-            float *to = out + c * rows + r;
-            _mm_storeu_ps(to, a0);
-            _mm_storeu_ps(to + rows, a1);
-            _mm_storeu_ps(to + 2 * rows, a2);
-            _mm_storeu_ps(to + 3 * rows, a3);
+            azq_v4 square[4];
+            for (int i = 0; i < 4; i++) {
+                square[i] = azq_load4(from + i * ldx + c);
+            }
+            azq_transpose4(square);
+            for (int i = 0; i < 4; i++) {
+                azq_store4(out + (c + i) * rows + r, square[i]);
+            }
         }
         for (; c < columns; c++) {
             for (int64_t i = 0; i < 4; i++) {
@@ -37,7 +33,6 @@ static void turn(const float *x, int64_t ldx, int64_t rows, int64_t columns, flo
             }
         }
     }
-#endif
     for (; r < rows; r++) {
         for (int64_t c = 0; c < columns; c++) {
             out[c * rows + r] = x[r * ldx + c];

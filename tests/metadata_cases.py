@@ -148,7 +148,7 @@ def _qwen2(root: Path) -> Path:
 
 def _mixtral(root: Path) -> Path:
     """Experts, whose number is part of the size."""
-    tokenizer = _byte_bpe(split(LLAMA3), ["<s>", "</s>"])
+    tokenizer = _byte_bpe(split(LLAMA3), ["<s>", "</s>"], ignore_merges=True)
     size = tokenizer.get_vocab_size()
     ids = {"bos_token_id": size - 2, "eos_token_id": size - 1}
     return _write(

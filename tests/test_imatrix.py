@@ -57,7 +57,7 @@ def _watched(path: Path, text: str, n_ctx: int) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backend, "kernels", lambda: _fallback)
-        for module in ("azquant.tensor", "azquant.engine.model", "azquant.engine.session"):
+        for module in ("azquant.engine.weights", "azquant.engine.model", "azquant.engine.session"):
             patch.setattr(f"{module}.kernels", lambda: _fallback)
         model = azquant.load(path, compute="fp32", kv_type="f32")
         names, sums = model._weights.names(), {}

@@ -30,7 +30,10 @@ static void check_rows(int type, int64_t rows, int64_t k) {
     int64_t row_bytes = azq_row_bytes(type, k), bad = -2;
     float *x = random_floats(&r, rows * k);
     uint8_t *want = input_new(rows * row_bytes, 1, 0);
-    float *values = input_new(rows * k, sizeof *values, 0);
+    float *values = input_new(rows * k, sizeof *values, 0), *turned = input_new(k * rows, sizeof *turned, 0);
+    for (int64_t i = 0; i < rows * k; i++) {
+        turned[i % k * rows + i / k] = x[i];
+    }
     for (int64_t i = 0; i < rows; i++) {
         azq_kernels_scalar.slots.quantize_row[type](x + i * k, want + i * row_bytes, k);
         azq_kernels_scalar.slots.dequantize_row[type](want + i * row_bytes, values + i * k, k);
@@ -44,10 +47,15 @@ static void check_rows(int type, int64_t rows, int64_t k) {
         status = azq_dequantize(type, want, rows, k, (float *)(void *)back.data);
         expect(status == AZQ_OK && memcmp(back.data, values, back.bytes) == 0 && guarded_intact(&back),
                "type %d, (%d, %d), %d threads: dequantize", type, (int)rows, (int)k, threads);
+        memset(got.data, 0, got.bytes);
+        status = azq_quantize_turned(type, turned, k, rows, got.data, row_bytes);
+        expect(status == AZQ_OK && memcmp(got.data, want, got.bytes) == 0 && guarded_intact(&got),
+               "type %d, (%d, %d), %d threads: quantize turned", type, (int)rows, (int)k, threads);
         guarded_free(&got);
         guarded_free(&back);
     }
     input_free(x, sizeof *x, 0);
+    input_free(turned, sizeof *turned, 0);
     input_free(want, 1, 0);
     input_free(values, sizeof *values, 0);
 }
@@ -251,6 +259,15 @@ static void refuse(azq_status got, azq_status want, const char *what) {
 #define REFUSE(call, status) refuse(call, status, #call)
 
 static void check_row_arguments(void) {
+    float ones[64] = {0};
+    uint8_t room[64];
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, ones, 32, 2, room, 17), AZQ_E_SHAPE);
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, ones, 33, 1, room, 18), AZQ_E_SHAPE);
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, ones, 32, -1, room, 18), AZQ_E_SHAPE);
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, NULL, 32, 2, room, 18), AZQ_E_NULL);
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, ones, 32, 0, room, 18), AZQ_OK);
+    ones[5] = NAN;
+    REFUSE(azq_quantize_turned(AZQ_TYPE_Q4_0, ones, 32, 2, room, 18), AZQ_E_NONFINITE);
     float x[64] = {0}, y[64];
     uint8_t blocks[256] = {0};
     int64_t bad;
