@@ -20,7 +20,7 @@ from azquant.errors import InputFileError
 __all__ = ["file_hashes", "hashing", "hashing_ahead"]
 
 _CHUNK = 1 << 20
-"""Bytes at a time: they stay in a cache between reading and hashing, and the interpreter is waited for seldom."""
+"""Bytes at a time: few enough to stay in a cache until they are hashed, enough to wait for Python seldom."""
 _AT_ONCE = 4
 
 _Identity = tuple[int, int, int, int]
