@@ -362,5 +362,28 @@ def test_files_without_what_a_mixture_needs(
         held[name] = np.zeros(shape, np.float32)
     specs = [aq.gguf.TensorSpec(key, x.shape, get_type("f32")) for key, x in held.items()]
     aq.gguf.write_gguf(tmp_path / "bad.gguf", metadata, specs, lambda spec: [held[spec.name]])
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=rf"bad\.gguf: tensor .*{message}"):
+        aq.load(tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("expert_count", 2**31, "expert_count is 2147483648, outside 0 to 1024"),
+        ("expert_count", 1, "expert_used_count is 2, outside 1 to 1"),
+        ("expert_count", 9, r"ffn_gate_inp\.weight has shape 8 x 64, but the metadata asks for 9 x 64"),
+        ("expert_used_count", 9, "expert_used_count is 9, outside 1 to 8"),
+        ("expert_used_count", 0, "expert_used_count is 0, outside 1 to 8"),
+    ],
+)
+def test_numbers_of_experts_that_cannot_be_are_refused_with_the_files_name(
+    tmp_path: Path, key: str, value: int, message: str
+) -> None:
+    convert(checkpoint(tmp_path), tmp_path / "good.gguf", "f32")
+    with aq.open_gguf(tmp_path / "good.gguf") as file:
+        metadata = {**file.copy_metadata(), f"llama.{key}": aq.gguf.keys.u32(value)}
+        specs = [aq.gguf.TensorSpec(name, t.shape, t.type) for name, t in file.tensors.items()]
+        tensors = file.tensors
+        aq.gguf.write_gguf(tmp_path / "bad.gguf", metadata, specs, lambda spec: [tensors[spec.name].data])
+    with pytest.raises(ModelError, match=rf"bad\.gguf: .*{message}"):
         aq.load(tmp_path / "bad.gguf")

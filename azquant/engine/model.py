@@ -116,10 +116,13 @@ class Model:
         if not file.has_data:
             raise ModelError(f"{file.path}: the file holds a header only, no weights")
         metadata: Mapping[str, Any] = file.metadata
-        architecture = architecture_of_gguf(metadata)
+        try:
+            architecture = architecture_of_gguf(metadata)
+            self.config = architecture.config.from_gguf(metadata)
+            architecture.check_tensors(self.config, file.tensors)
+        except ModelError as error:
+            raise ModelError(f"{file.path}: {error}") from None
         self.architecture = architecture.name
-        self.config = architecture.config.from_gguf(metadata)
-        architecture.check_tensors(self.config, file.tensors)
         self._compute, self._kv_type = compute, kv_type
         self._weights = FileWeights(file)
         self._spec = architecture.program(self.config, self._weights)

@@ -55,7 +55,8 @@ AZQ_INLINE void dense_unpack_q6_k(const uint8_t *head, const uint8_t *lines, den
             }
             const __m128i *scales = (const __m128i *)(head + 32 + 16 * half + 8 * h);
             __m256i s = _mm256_cvtepi8_epi32(_mm_loadl_epi64(scales));
-            out->factors[half][h] = _mm256_or_si256(_mm256_slli_epi32(s, 16), _mm256_and_si256(s, _mm256_set1_epi32(0xffff)));
+            out->factors[half][h] =
+                _mm256_or_si256(_mm256_slli_epi32(s, 16), _mm256_and_si256(s, _mm256_set1_epi32(0xffff)));
         }
         out->scales[h] = load_scales(head + 16 * h);
     }
@@ -78,8 +79,8 @@ AZQ_INLINE void dense_products(const dense_block *w, const int8_t *q, int64_t k,
 }
 
 /* Whole numbers: a block's products, each below 2^24. */
-AZQ_INLINE void dense_dots(int type, const dense_block *w, const azq_act *act, int64_t at, const int32_t (*pairs)[DENSE_CHUNK][2],
-                           int64_t i, int R, __m256i *dots) {
+AZQ_INLINE void dense_dots(int type, const dense_block *w, const azq_act *act, int64_t at,
+                           const int32_t (*pairs)[DENSE_CHUNK][2], int64_t i, int R, __m256i *dots) {
     const int8_t *q = act->q + 32 * at;
     if (type == AZQ_TYPE_Q4_0) {
         int64_t n_blocks = act->k / 32;
@@ -112,7 +113,7 @@ AZQ_INLINE void dense_dots(int type, const dense_block *w, const azq_act *act, i
 
 /* R rows over n blocks, the first of which is block b; far: bytes to fetch per block, from `fetch` on. */
 AZQ_INLINE void dense_tile(int type, const azq_act *act, int64_t row, int R, int64_t b, int64_t n, const dense_block *w,
-                           const int32_t (*pairs)[DENSE_CHUNK][2], const uint8_t *fetch, int64_t far, float *c,
+                           const int32_t (*pairs)[DENSE_CHUNK][2], uintptr_t fetch, int64_t far, float *c,
                            int64_t ldc) {
     int64_t n_blocks = act->k / 32, at = row * n_blocks + b;
     __m256 sums[2 * MAX_ROWS];
@@ -121,9 +122,9 @@ AZQ_INLINE void dense_tile(int type, const azq_act *act, int64_t row, int R, int
     }
     for (int64_t i = 0; i < n; i++, at++, w++) {
         for (int64_t j = 0; j < far; j += 64) {
-            _mm_prefetch((const char *)fetch + j, _MM_HINT_T1);
+            _mm_prefetch((const char *)(fetch + (uintptr_t)j), _MM_HINT_T1);
         }
-        fetch += far;
+        fetch += (uintptr_t)far;
         __m256i dots[2 * MAX_ROWS];
         dense_dots(type, w, act, at, pairs, i, R, dots);
         for (int r = 0; r < R; r++) {
@@ -156,14 +157,17 @@ AZQ_INLINE void dense_panels(int type, int head_bytes, int line_bytes, const azq
         }
         for (int64_t p = 0; p < n_panels; p++) {
             const uint8_t *group = panels + p * panel_bytes + b * block_bytes;
-            /* What this panel's next chunk will be, or that of the panel in its place at the next call. */
-            const uint8_t *fetch = b + DENSE_CHUNK < n_blocks ? group + DENSE_CHUNK * block_bytes
-                                                              : panels + (n_panels + p) * panel_bytes;
+            /* What this panel's next chunk will be, or that of the panel in its place at the next call, which may lie
+             * behind the matrix: a number, as no pointer may stand there. */
+            int64_t ahead = b + DENSE_CHUNK < n_blocks ? p * panel_bytes + (b + DENSE_CHUNK) * block_bytes
+                                                       : (n_panels + p) * panel_bytes;
+            uintptr_t fetch = (uintptr_t)panels + (uintptr_t)ahead;
             int64_t far = (DENSE_CHUNK * block_bytes / ((rows + MAX_ROWS - 1) / MAX_ROWS * n) + 63) / 64 * 64;
             for (int64_t i = 0; i < n; group += AZQ_GROUP * block_bytes) {
                 int64_t in_group = n - i < AZQ_GROUP ? n - i : AZQ_GROUP;
                 for (int64_t j = 0; j < in_group; j++, i++) {
-                    const uint8_t *head = group + j * head_bytes, *lines = group + in_group * head_bytes + j * line_bytes;
+                    const uint8_t *head = group + j * head_bytes;
+                    const uint8_t *lines = group + in_group * head_bytes + j * line_bytes;
                     if (type == AZQ_TYPE_Q6_K) {
                         dense_unpack_q6_k(head, lines, &blocks[i]);
                     } else {
@@ -172,7 +176,7 @@ AZQ_INLINE void dense_panels(int type, int head_bytes, int line_bytes, const azq
                 }
             }
             float *out = c + p * AZQ_PANEL;
-            for (int64_t r = 0, height; r < rows; r += height, fetch += far * n) {
+            for (int64_t r = 0, height; r < rows; r += height, fetch += (uintptr_t)(far * n)) {
                 const int32_t(*sums)[DENSE_CHUNK][2] = (const int32_t(*)[DENSE_CHUNK][2])pairs + r;
                 int64_t tiles = (rows - r + MAX_ROWS - 1) / MAX_ROWS;
                 height = (rows - r + tiles - 1) / tiles; /* tiles of about equal height */
