@@ -100,9 +100,8 @@ class Qwen3MoeConfig(Qwen3Config):
             )
         common = read_hf(fields)
         window = 0
-        if fields.flag(
-            "use_sliding_window", default=False
-        ):  # in every layer, whatever max_window_layers says
+        # In every layer, whatever max_window_layers says.
+        if fields.flag("use_sliding_window", default=False):
             silent = 0 if "sliding_window" in config else 4096  # null is none
             window = fields.integer("sliding_window", default=silent, low=0)
         length = fields.integer("moe_intermediate_size", default=768)
